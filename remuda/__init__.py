@@ -1,0 +1,85 @@
+"""Remuda runs batch jobs on a herd of machines: pools of VMs that grow and shrink by demand."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from remuda.client import Client, Job, Lease, LeasedVm, Pool, Result, Usage, VmInfo
+    from remuda.config import Settings, load_settings
+    from remuda.errors import (
+        AlreadyExists,
+        BadInput,
+        ConfigError,
+        DatabaseUnavailable,
+        DataStagingError,
+        EmbeddedError,
+        InstanceNotFound,
+        JobFailed,
+        NoResources,
+        NotFound,
+        NoVmAvailable,
+        OutputNotAvailable,
+        Refused,
+        RemudaError,
+        StaleHolder,
+        UnknownJob,
+        UnknownPool,
+        WaitTimeout,
+    )
+    from remuda.spec import Input, JobSpec, Output
+
+__all__ = [
+    "AlreadyExists",
+    "BadInput",
+    "Client",
+    "ConfigError",
+    "DataStagingError",
+    "DatabaseUnavailable",
+    "EmbeddedError",
+    "Input",
+    "InstanceNotFound",
+    "Job",
+    "JobFailed",
+    "JobSpec",
+    "Lease",
+    "LeasedVm",
+    "NoResources",
+    "NoVmAvailable",
+    "NotFound",
+    "Output",
+    "OutputNotAvailable",
+    "Pool",
+    "Refused",
+    "RemudaError",
+    "Result",
+    "Settings",
+    "StaleHolder",
+    "UnknownJob",
+    "UnknownPool",
+    "Usage",
+    "VmInfo",
+    "WaitTimeout",
+    "load_settings",
+]
+
+# Loaded when first asked for, so that `import remuda` costs nothing.
+_HOMES = {
+    "remuda.client": {"Client", "Job", "Lease", "LeasedVm", "Pool", "Result", "Usage", "VmInfo"},
+    "remuda.config": {"Settings", "load_settings"},
+    "remuda.spec": {"Input", "JobSpec", "Output"},
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF.get(name, "remuda.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,116 @@
+"""The root of the `remuda` command: which commands there are, loaded on demand."""
+
+from __future__ import annotations
+
+import click
+
+from remuda.cli.base import App, Entry, LazyGroup, debug_option
+
+SECTIONS: dict[str, dict[str, Entry]] = {
+    "Work": {
+        "run": Entry("run", "Run one command and wait for it."),
+        "job": Entry("app:job", "Submit jobs, look at them, wait for them."),
+        "pool": Entry("app:pool", "Create, change and close pools of VMs."),
+        "vm": Entry("app:vm", "Look at VMs, drain or terminate them."),
+        "demo": Entry("demo", "Render a picture on an elastic pool, with live progress."),
+    },
+    "System": {
+        "up": Entry("lifecycle:up", "Start what is needed here; harmless when it runs."),
+        "down": Entry("lifecycle:down", "Stop what `up` started."),
+        "status": Entry("status", "Show processes, services and counts."),
+        "doctor": Entry("doctor", "Check everything one by one and say what to do."),
+        "db": Entry("app:db", "Migrate or check the database's schema."),
+    },
+    "Processes": {
+        "worker": Entry("processes:worker", "Be a Celery worker of Remuda."),
+        "beat": Entry("processes:beat", "Be the Celery beat of Remuda."),
+        "flower": Entry("processes:flower", "Be Flower, the web view of Celery."),
+    },
+    "Shell": {
+        "completion": Entry("completion", "Print the shell's completion script."),
+    },
+}
+
+JOB = {
+    "submit": Entry("job_submit:submit", "Submit a job, or an array of jobs."),
+    "list": Entry("job_view:list_jobs", "List jobs, oldest first."),
+    "show": Entry("job_view:show", "Show all about one job."),
+    "logs": Entry("job_view:logs", "Print a job's stdout or stderr, live with -f."),
+    "results": Entry("job_view:results", "Copy jobs' results into a folder."),
+    "explain": Entry("job_view:explain", "Say why a job is where it is."),
+    "wait": Entry("job_wait:wait", "Wait until jobs have ended."),
+    "cancel": Entry("job_act:cancel", "Cancel jobs."),
+    "retry": Entry("job_act:retry", "Run ended jobs again."),
+}
+
+POOL = {
+    "create": Entry("pool:create", "Create a pool and open it for jobs."),
+    "list": Entry("pool:list_pools", "List pools."),
+    "show": Entry("pool:show", "Show all about one pool."),
+    "set": Entry("pool:set_", "Change settings of a pool."),
+    "close": Entry("pool:close", "Close a pool: its VMs end after their jobs."),
+    "delete": Entry("pool:delete", "Delete a closed pool."),
+    "explain": Entry("pool:explain", "Say why a pool has the size it has."),
+}
+
+VM = {
+    "list": Entry("vm:list_vms", "List VMs."),
+    "show": Entry("vm:show", "Show all about one VM."),
+    "drain": Entry("vm:drain", "Give VMs no new jobs; they end after their present ones."),
+    "terminate": Entry("vm:terminate", "Terminate VMs."),
+}
+
+DB = {
+    "upgrade": Entry("db:upgrade", "Bring the schema to this release's revision."),
+    "check": Entry("db:check", "Fail unless the schema is this release's."),
+}
+
+
+job = LazyGroup("job", {"Commands": JOB}, help="Submit jobs, look at them, wait for them.")
+pool = LazyGroup("pool", {"Commands": POOL}, help="Create, change and close pools of VMs.")
+vm = LazyGroup("vm", {"Commands": VM}, help="Look at VMs, drain or terminate them.")
+db = LazyGroup("db", {"Commands": DB}, help="Migrate or check the database's schema.")
+
+
+def _version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("remuda")
+    except PackageNotFoundError:
+        found = "(not installed)"
+    click.echo(f"remuda {found}")
+    ctx.exit()
+
+
+root = App(
+    "remuda",
+    SECTIONS,
+    help="""Batch jobs on a herd of machines: pools of VMs that grow and shrink by demand.
+
+    With nothing configured everything runs on this machine, started when it is first needed:
+
+    \b
+        remuda run -- echo hello
+
+    REMUDA_DATABASE_URL and REMUDA_BROKER_URL (or the settings file) name a shared system.
+    """,
+    params=[
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_version,
+            help="Print the version.",
+        ),
+        debug_option(hidden=False),
+    ],
+)
+
+
+def main() -> None:
+    """Run the `remuda` command with the arguments of this process, and exit."""
+    root.main(prog_name="remuda")

@@ -1,0 +1,211 @@
+"""`remuda doctor`: every check by itself, with what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from remuda.cli import health
+from remuda.cli.base import Command
+from remuda.cli.output import format_size, print_json, printable
+from remuda.cli.types import json_option
+from remuda.errors import RemudaError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from remuda.config import Settings
+
+_LOW_DISK_BYTES = 1 << 30
+_NO_DISK_BYTES = 64 << 20
+_SKEW_WARN_S = 2.0
+_PING_S = 3.0
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found; `advice` is empty when there is nothing to do."""
+
+    name: str
+    status: str  # ok, warn, fail
+    detail: str
+    advice: str = ""
+
+
+@click.command("doctor", cls=Command, short_help="Check everything one by one and say what to do.")
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Check settings, folders, database, broker, worker and beat, one by one.
+
+    Each line is ok, warn or fail and says what to do. Exits with 1 if anything fails. Starts
+    nothing.
+    """
+    found = []
+    for check in checks():
+        found.append(check)
+        if not as_json:
+            _print(check)
+    if as_json:
+        print_json([asdict(check) for check in found])
+    ctx.exit(1 if any(check.status == "fail" for check in found) else 0)
+
+
+def checks() -> Iterator[Check]:
+    """Run the checks in order; those that make no sense after a failed one are left out."""
+    yield _python()
+    settings = yield from _settings()
+    if settings is None:
+        return
+    yield _folder("data folder", settings.data_dir)
+    yield _folder("state folder", settings.state_dir)
+    yield _guarded("storage", lambda: _storage(settings))
+    yield from _database(settings)
+    broker = _guarded("broker", lambda: _broker(settings))
+    yield broker
+    if broker.status == "ok":
+        yield _guarded("worker", lambda: _worker(settings))
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except RemudaError as error:
+        return Check(name, "fail", error.message, error.hint)
+    except Exception as error:
+        first = (str(error).strip() or "no message").split("\n", 1)[0]
+        return Check(name, "fail", f"{type(error).__name__}: {first}")
+
+
+def _python() -> Check:
+    return Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def _settings() -> Generator[Check, None, Settings | None]:
+    from remuda.config import config_file, load_settings
+
+    try:
+        settings = load_settings()
+    except RemudaError as error:
+        yield Check("settings", "fail", error.message, error.hint)
+        return None
+    file = config_file()
+    given = [name for name in sorted(os.environ) if name.startswith("REMUDA_")]
+    source = ", ".join(([str(file)] if file.exists() else []) + given) or "defaults only"
+    yield Check("settings", "ok", source)
+    return settings
+
+
+def _folder(name: str, folder: Path) -> Check:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        return Check(name, "fail", f"{there} is not a folder", "move it, or set another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        advice = f"make {there} writable, or set REMUDA_DATA_DIR and REMUDA_STATE_DIR"
+        return Check(name, "fail", f"{there} is not writable", advice)
+    space = shutil.disk_usage(there)
+    detail = f"{folder}, {format_size(space.free)} free"
+    if space.free < _NO_DISK_BYTES:
+        return Check(name, "fail", detail, "the disk is full: free some space")
+    if space.free < _LOW_DISK_BYTES:
+        return Check(name, "warn", detail, "the disk is getting full")
+    return Check(name, "ok", detail)
+
+
+def _storage(settings: Settings) -> Check:
+    from remuda.storage import Storage
+
+    storage = Storage(settings.storage)
+    if settings.storage_url is None and not settings.data_dir.exists():
+        return Check("storage", "ok", "a folder of the data folder, made when first needed")
+    probe = f"written by remuda doctor at {time.time():.3f}".encode()
+    with storage.writing("doctor") as file:
+        file.write(probe)
+    detail, url = health.safe_url(settings.storage), storage.url("doctor")
+    if storage.read(url) != probe:
+        return Check("storage", "fail", f"{detail} does not give back what was written")
+    path = storage.local_path(url)
+    if path is not None:
+        path.unlink(missing_ok=True)
+    return Check("storage", "ok", f"{detail}, written and read back")
+
+
+def _database(settings: Settings) -> Iterator[Check]:
+    try:
+        with health.database(settings) as engine:
+            yield _server(engine)
+            yield _skew(engine)
+            schema = _guarded("schema", lambda: _schema(engine))
+            yield schema
+            if schema.status == "ok":
+                yield _guarded("beat", lambda: _beat(engine))
+    except RemudaError as error:
+        yield Check("database", "fail", error.message, error.hint)
+
+
+def _server(engine: Engine) -> Check:
+    found = health.query(engine, "SELECT current_setting('server_version') AS version")[0]
+    detail = f"PostgreSQL {found['version']} at {health.safe_url(str(engine.url))}"
+    if int(str(found["version"]).split(".", 1)[0]) < 14:
+        return Check("database", "fail", detail, "use PostgreSQL 14 or newer")
+    return Check("database", "ok", detail)
+
+
+def _skew(engine: Engine) -> Check:
+    before = time.time()
+    found = health.query(engine, "SELECT extract(epoch FROM clock_timestamp())::float8 AS now")[0]
+    skew = found["now"] - (before + time.time()) / 2
+    detail = f"{skew:+.3f} s between the database's clock and this machine's"
+    if abs(skew) > _SKEW_WARN_S:
+        return Check("clock", "warn", detail, "set both by NTP; times shown may confuse")
+    return Check("clock", "ok", detail)
+
+
+def _schema(engine: Engine) -> Check:
+    from remuda.system import newest_revision, present_revision
+
+    present, wanted = present_revision(engine), newest_revision()
+    if present != wanted:
+        detail = f"at revision {present or 'none'}, this release needs {wanted}"
+        return Check("schema", "fail", detail, "run `remuda db upgrade`")
+    return Check("schema", "ok", f"revision {present}")
+
+
+def _beat(engine: Engine) -> Check:
+    age_s = health.last_sweep_age_s(engine)
+    if age_s is None:
+        return Check("beat", "fail", "no sweep has ever run", "`remuda up`, or `remuda beat`")
+    detail = f"the last sweep was {age_s:.0f} s ago"
+    if age_s > health.SWEEP_LATE_S:
+        return Check("beat", "fail", detail, "`remuda up`, or start `remuda beat` and a worker")
+    return Check("beat", "ok", detail)
+
+
+def _broker(settings: Settings) -> Check:
+    health.check_broker(settings)
+    return Check("broker", "ok", health.broker_url(settings))
+
+
+def _worker(settings: Settings) -> Check:
+    names = health.ping_workers(timeout_s=_PING_S, wanted=1)
+    if not names:
+        advice = f"`remuda up`, or `remuda worker`; see {settings.state_dir / 'log'}"
+        return Check("worker", "fail", f"none answered in {_PING_S:g} s", advice)
+    return Check("worker", "ok", f"{', '.join(names)} answered")
+
+
+def _print(check: Check) -> None:
+    status: Any = click.style(f"{check.status:<4}", fg=_COLOURS[check.status])
+    click.echo(f"{status}  {check.name:<12}  {printable(check.detail)}")
+    if check.advice:
+        click.echo(f"{'':<20}→ {printable(check.advice)}")

@@ -1,0 +1,298 @@
+"""`remuda job list`, `show`, `logs`, `results` and `explain`."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from remuda.cli import connect
+from remuda.cli.base import Command
+from remuda.cli.output import (
+    Column,
+    elapsed,
+    format_duration,
+    format_size,
+    format_time,
+    note,
+    print_details,
+    print_json,
+    print_rows,
+    printable,
+)
+from remuda.cli.records import find_jobs, job_record
+from remuda.cli.types import JOB_IDS, JOB_STATES, json_option
+from remuda.errors import OutputNotAvailable
+
+if TYPE_CHECKING:
+    from remuda.client import Client
+
+_COLUMNS = [
+    Column("ID", "id", right=True),
+    Column("NAME", "name"),
+    Column("POOL", "pool"),
+    Column("STATE", "state"),
+    Column("REASON", "reason"),
+    Column("EXIT", lambda row: _exit(row), right=True),
+    Column("TRIES", "attempts", right=True),
+    Column("VM", "vm"),
+    Column("SUBMITTED", "submitted_at"),
+    Column("TIME", lambda row: format_duration(_took(row)), right=True),
+]
+
+
+@click.command("list", cls=Command, short_help="List jobs, oldest first.")
+@click.option("--pool", metavar="POOL", help="Only those of this pool.")
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(JOB_STATES, case_sensitive=False),
+    multiple=True,
+    help="Only those in this state. Repeatable.",
+)
+@click.option("--array", type=click.IntRange(1), metavar="A", help="Only those of this array.")
+@click.option("--name", metavar="NAME", help="Only those of this name; * is any text.")
+@click.option("--owner", metavar="OWNER", help="Only those of this owner.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="At most so many, the newest ones.",
+)
+@json_option
+def list_jobs(
+    pool: str | None,
+    states: tuple[str, ...],
+    array: int | None,
+    name: str | None,
+    owner: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List jobs, oldest first; TIME is how long the last try took, or takes so far."""
+    with connect.open_client() as client:
+        jobs = client.jobs(
+            pool=pool,
+            state=list(states) or None,
+            array=array,
+            name=name,
+            owner=owner,
+            limit=limit,
+        )
+        records = [job_record(job) for job in jobs]
+    print_rows(_COLUMNS, records, as_json=as_json)
+    if len(records) == limit and not as_json:
+        note(f"the newest {limit}; --limit gives more")
+
+
+@click.command("show", cls=Command, short_help="Show all about one job.")
+@click.argument("job_id", type=click.IntRange(1), metavar="ID")
+@json_option
+def show(job_id: int, as_json: bool) -> None:
+    """Show a job's spec, how it stands, its attempts, what it left, and its transitions."""
+    with connect.open_client() as client:
+        record = job_record(client.job(job_id))
+        history = client.history(job_id)
+    if as_json:
+        parts = {name: history[name] for name in ("spec", "attempts", "outputs", "events")}
+        print_json([{**record, **parts}])
+        return
+    spec, index = history["spec"], record["index"]
+
+    def filled(text: object) -> str:
+        return str(text) if index is None else str(text).replace("{index}", str(index))
+
+    print_details(
+        [
+            ("job", record["id"]),
+            ("name", record["name"]),
+            ("command", shlex.join(filled(word) for word in spec["command"])),
+            ("pool", record["pool"]),
+            ("owner", record["owner"]),
+            ("array", record["array"]),
+            ("index", record["index"]),
+            ("state", record["state"]),
+            ("reason", record["reason"]),
+            ("exit code", record["exit_code"]),
+            ("signal", record["signal"]),
+            ("message", record["message"]),
+            ("cores", record["cores"]),
+            ("memory", format_size(record["memory_bytes"])),
+            ("walltime", format_duration(record["walltime_s"])),
+            ("priority", record["priority"] or None),
+            ("environment", sorted(spec["environment"])),
+            ("inputs", [filled(item["name"]) for item in spec["inputs"]]),
+            ("outputs", [filled(item["name"]) for item in spec["outputs"]]),
+            ("output dir", filled(spec["output_dir"] or "")),
+            ("submitted", record["submitted_at"]),
+            ("started", record["started_at"]),
+            ("ended", record["ended_at"]),
+            ("time", format_duration(_took(record))),
+            ("CPU", format_duration(_sum(record["user_s"], record["system_s"]))),
+            ("memory used", format_size(record["max_rss_bytes"])),
+        ]
+    )
+    _show_history(history)
+
+
+@click.command("logs", cls=Command, short_help="Print a job's stdout or stderr, live with -f.")
+@click.argument("job_id", type=click.IntRange(1), metavar="ID")
+@click.option("-f", "--follow", is_flag=True, help="Print it as it comes, until the job ends.")
+@click.option("--stderr", is_flag=True, help="Its stderr instead of its stdout.")
+@click.option(
+    "--attempt", type=click.IntRange(1), metavar="N", help="Of its N-th try, not of the last."
+)
+def logs(job_id: int, follow: bool, stderr: bool, attempt: int | None) -> None:
+    """Print what a job wrote to stdout (or with --stderr, to stderr), byte for byte.
+
+    Ctrl-C ends -f; the job goes on.
+    """
+    if follow and attempt is not None:
+        raise click.UsageError("--attempt is of the past: it cannot be followed")
+    stream = "stderr" if stderr else "stdout"
+    out = sys.stdout.buffer
+    with connect.open_client() as client:
+        job = client.job(job_id)
+        if follow:
+            for name, data in client.follow(job):
+                if name == stream:
+                    out.write(data)
+                    out.flush()
+        elif attempt is not None:
+            _write_attempt(client, job_id, attempt, stream, out)
+        elif not job.done:
+            raise OutputNotAvailable(
+                f"job {job_id} is {job.state}", hint=f"`remuda job logs -f {job_id}` follows it"
+            )
+        else:
+            out.write(job.stderr if stderr else job.stdout)
+        out.flush()
+
+
+@click.command("results", cls=Command, short_help="Copy jobs' results into a folder.")
+@click.argument("ids", nargs=-1, type=JOB_IDS, metavar="[ID]...")
+@click.option("--array", type=click.IntRange(1), metavar="A", help="Of all jobs of this array.")
+@click.option(
+    "--to",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="The folder; made if it is missing.",
+)
+@click.option("--by-id", is_flag=True, help="Each job's files in a folder DIR/ID of their own.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+def results(
+    ids: tuple[tuple[int, ...], ...], array: int | None, to: Path, by_id: bool, overwrite: bool
+) -> None:
+    """Copy the output files of ended jobs into a folder and print their paths.
+
+    Nothing is overwritten unless --overwrite is given. Failed jobs give what they left.
+    """
+    wanted = list(itertools.chain.from_iterable(ids))
+    if bool(wanted) == (array is not None):
+        raise click.UsageError("say which jobs: ids, or --array")
+    with connect.open_client() as client:
+        for job in find_jobs(client, ids=wanted, array=array):
+            files = job.results(to / str(job.id) if by_id else to, overwrite=overwrite)
+            for path in files.values():
+                click.echo(path)
+            if not files:
+                note(f"job {job.id} left no files")
+
+
+@click.command("explain", cls=Command, short_help="Say why a job is where it is.")
+@click.argument("job_id", type=click.IntRange(1), metavar="ID")
+def explain(job_id: int) -> None:
+    """Say in sentences why a job is where it is, and what it waits for."""
+    with connect.open_client() as client:
+        for sentence in client.explain(job_id):
+            click.echo(printable(sentence))
+
+
+def _show_history(history: dict[str, Any]) -> None:
+    if history["attempts"]:
+        click.echo("\nattempts")
+        columns = [
+            Column("N", "epoch", right=True),
+            Column("VM", "vm"),
+            Column("STATE", "state"),
+            Column("REASON", "reason"),
+            Column("EXIT", lambda row: _exit(row), right=True),
+            Column("STARTED", "started_at"),
+            Column("TIME", lambda row: format_duration(row["wall_s"]), right=True),
+            Column("MESSAGE", "message"),
+        ]
+        print_rows(columns, history["attempts"], as_json=False)
+    if history["outputs"]:
+        click.echo("\nleft behind")
+        columns = [
+            Column("KIND", "kind"),
+            Column("NAME", "name"),
+            Column("SIZE", lambda row: format_size(row["size"]), right=True),
+        ]
+        print_rows(columns, history["outputs"], as_json=False)
+    click.echo("\ntransitions")
+    for event in history["events"]:
+        click.echo(
+            f"{format_time(event['at'])}  {event['kind']:<7}  "
+            f"{event['from_state'] or '-'} → {event['to_state']}"
+        )
+
+
+def _write_attempt(client: Client, job_id: int, number: int, stream: str, out: BinaryIO) -> None:
+    history = client.history(job_id)
+    attempts = {attempt["epoch"]: attempt["id"] for attempt in history["attempts"]}
+    if number not in attempts:
+        tries = len(attempts)
+        raise OutputNotAvailable(
+            f"job {job_id} has no attempt {number}",
+            hint=f"it had {tries}" if tries else "it has not been tried yet",
+        )
+    kept = [
+        output
+        for output in history["outputs"]
+        if (output["attempt_id"], output["kind"], output["name"])
+        == (attempts[number], "stream", stream)
+    ]
+    if kept and kept[0]["url"] is not None:
+        import shutil
+
+        from remuda.storage import Storage
+
+        with Storage(client.settings.storage).open(kept[0]["url"]) as file:
+            shutil.copyfileobj(file, out, 1 << 20)
+    elif kept:
+        from remuda.cli.health import database
+        from remuda.models.database import transact
+        from remuda.models.outputs import inline_data
+
+        with database(client.settings) as engine:
+            out.write(
+                transact(
+                    engine,
+                    lambda c: inline_data(c, attempts[number], kind="stream", name=stream),
+                )
+            )
+
+
+def _exit(row: Any) -> str:
+    if row["signal"] is not None:
+        return f"sig {row['signal']}"
+    return "" if row["exit_code"] is None else str(row["exit_code"])
+
+
+def _took(row: Any) -> float | None:
+    if row["wall_s"] is not None:
+        return float(row["wall_s"])
+    return elapsed(row["started_at"], row["ended_at"])
+
+
+def _sum(*parts: float | None) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None

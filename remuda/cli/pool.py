@@ -1,0 +1,205 @@
+"""`remuda pool`: create, look at, change, close and delete pools."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import click
+
+from remuda.cli import connect
+from remuda.cli.base import Command
+from remuda.cli.output import (
+    Column,
+    count,
+    format_duration,
+    format_size,
+    note,
+    print_details,
+    print_json,
+    print_rows,
+    printable,
+)
+from remuda.cli.pool_options import elastic_changes, elastic_of, fields_of, pool_options
+from remuda.cli.records import pool_record, pool_size
+from remuda.cli.types import DURATION_OR_ZERO, json_option
+
+_COLUMNS = [
+    Column("POOL", "name"),
+    Column("STATE", "state"),
+    Column("PROVIDER", "provider"),
+    Column("SIZE", pool_size),
+    Column("SLOTS/VM", "slots_per_vm", right=True),
+    Column("VMS", "vms", right=True),
+    Column("SLOTS", "slots", right=True),
+    Column("BUSY", "busy_slots", right=True),
+    Column("WAITING", "waiting_jobs", right=True),
+    Column("LIVE", "live_jobs", right=True),
+]
+
+
+@click.command("create", cls=Command, short_help="Create a pool and open it for jobs.")
+@click.argument("name")
+@click.option(
+    "--provider", default="local", show_default=True, metavar="KIND", help="Who makes its VMs."
+)
+@click.option(
+    "--backend", metavar="KIND", help="How jobs are run on them.  [default: the provider's way]"
+)
+@click.option(
+    "--image", default="default", show_default=True, metavar="IMAGE", help="What VMs are made of."
+)
+@pool_options
+@click.option(
+    "--no-submit", is_flag=True, help="Do not open it yet; `pool set` can then change all."
+)
+@json_option
+def create(
+    name: str,
+    provider: str,
+    backend: str | None,
+    image: str,
+    no_submit: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Create a pool of VMs and open it for jobs.
+
+    \b
+        remuda pool create fix --vms 2 --slots-per-vm 4          # always two VMs
+        remuda pool create sim --min-slots 0 --max-slots 8       # as many as its jobs need
+
+    With any of the options marked "Elastic" the pool is elastic, and needs --max-slots.
+    """
+    elastic = elastic_of(options, provider=provider)
+    with connect.open_client() as client:
+        pool = client.create_pool(
+            name, provider=provider, backend=backend, image=image, **fields_of(options)
+        )
+        try:
+            if elastic:
+                pool.setup_elastic(**elastic)
+            if not no_submit:
+                pool.submit()
+        except Exception:
+            pool.delete()  # a refused call leaves nothing behind, the name is free again
+            raise
+        record = pool_record(pool.update())
+    if as_json:
+        print_json([record])
+    else:
+        click.echo(f"pool {name} is {record['state']}: {pool_size(record)}")
+
+
+@click.command("list", cls=Command, short_help="List pools.")
+@click.option("--all", "ended", is_flag=True, help="Closed ones too.")
+@json_option
+def list_pools(ended: bool, as_json: bool) -> None:
+    """List pools with their VMs, slots and jobs."""
+    with connect.open_client() as client:
+        records = [pool_record(pool) for pool in client.pools(all=ended)]
+    print_rows(_COLUMNS, records, as_json=as_json)
+
+
+@click.command("show", cls=Command, short_help="Show all about one pool.")
+@click.argument("name")
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show a pool's settings, its VMs and its jobs."""
+    with connect.open_client() as client:
+        pool = client.pool(name).update()
+        record = pool_record(pool)
+        record["settings"] = pool.settings
+        record["decision"] = pool.info().get("decision")
+        record["jobs"] = client.counts(pool)
+        record["vms_by_state"] = dict(Counter(vm.state for vm in client.vms(pool=pool)))
+    if as_json:
+        print_json([record])
+        return
+    elastic = record["elastic"] or {}
+    print_details(
+        [
+            ("pool", record["name"]),
+            ("state", record["state"]),
+            ("message", record["message"]),
+            ("owner", record["owner"]),
+            ("provider", record["provider"]),
+            ("backend", record["backend"]),
+            ("image", record["image"]),
+            ("settings", sorted(record["settings"])),
+            ("tags", record["tags"]),
+            ("isolation", record["isolation"]),
+            ("size", pool_size(record)),
+            ("idle slots kept", elastic.get("minimum_idle_slots")),
+            ("idle time", format_duration(elastic.get("minimum_idle_time_s"))),
+            ("resize factor", elastic.get("resize_factor")),
+            ("resize period", format_duration(elastic.get("resize_period_s"))),
+            ("slots per VM", record["slots_per_vm"]),
+            ("memory per VM", format_size(record["memory_bytes_per_vm"])),
+            ("heartbeat", format_duration(record["heartbeat_s"])),
+            ("stalling interval", format_duration(record["stalling_interval_s"])),
+            ("VMs", record["vms_by_state"] or "none"),
+            ("slots", f"{record['busy_slots']} of {record['slots']} busy"),
+            ("jobs", {s: n for s, n in record["jobs"].items() if n} or "none"),
+            ("created", record["created_at"]),
+            ("ended", record["ended_at"]),
+        ]
+    )
+
+
+@click.command("set", cls=Command, short_help="Change settings of a pool.")
+@click.argument("name")
+@pool_options
+def set_(name: str, **options: Any) -> None:
+    """Change settings of a pool, all or none.
+
+    What its VMs are like (slots, memory, isolation, provider's settings) can be set only until it
+    is open for jobs; the size at any time.
+    """
+    fields = {**fields_of(options), **elastic_changes(options)}
+    if not fields:
+        raise click.UsageError("nothing to set")
+    with connect.open_client() as client:
+        pool = client.pool(name)
+        pool.set(**fields)
+        record = pool_record(pool.update())
+    click.echo(f"pool {name} is {record['state']}: {pool_size(record)}")
+
+
+@click.command("close", cls=Command, short_help="Close a pool: its VMs end after their jobs.")
+@click.argument("name")
+@click.option("--now", is_flag=True, help="Cancel its running jobs too.")
+@click.option("--wait", is_flag=True, help="Return when it is closed and its VMs are gone.")
+@click.option("--timeout", type=DURATION_OR_ZERO, help="Wait, at most so long.")
+def close(name: str, now: bool, wait: bool, timeout: float | None) -> None:
+    """Close a pool: it takes no more jobs, waiting ones are cancelled, running ones end first.
+
+    Its VMs end after their jobs, then it is CLOSED. A closed pool's jobs can still be looked at.
+    """
+    with connect.open_client() as client:
+        pool = client.pool(name)
+        pool.close(now=now)
+        if wait or timeout is not None:
+            pool.wait_closed(timeout_s=timeout)
+        info = pool.update().info()
+    click.echo(f"pool {name} is {info['state']}")
+    if info["state"] != "CLOSED" and info["live_jobs"]:
+        note(f"{count(info['live_jobs'], 'job')} still to end; --now cancels")
+
+
+@click.command("delete", cls=Command, short_help="Delete a closed pool.")
+@click.argument("name")
+def delete(name: str) -> None:
+    """Delete a closed pool (or one never opened) with its history."""
+    with connect.open_client() as client:
+        client.pool(name).delete()
+    click.echo(f"pool {name} is deleted")
+
+
+@click.command("explain", cls=Command, short_help="Say why a pool has the size it has.")
+@click.argument("name")
+def explain(name: str) -> None:
+    """Say why a pool has the size it has: its last decision and what it was made from."""
+    with connect.open_client() as client:
+        for sentence in client.pool(name).explain():
+            click.echo(printable(sentence))

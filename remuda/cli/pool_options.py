@@ -1,0 +1,127 @@
+"""The options that `pool create` and `pool set` share, and the fields of a pool they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from remuda.cli.types import DURATION, DURATION_OR_ZERO, ISOLATIONS, SIZE, JsonValue
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# The local provider makes a VM in a moment, a cloud takes a minute: how often it pays to look.
+_LOCAL_PERIOD_S = 1.0
+_PERIOD_S = 90.0
+
+_FIELDS = {
+    "slots_per_vm": "slots_per_vm",
+    "memory_per_vm": "memory_bytes_per_vm",
+    "vms": "instance_count",
+    "isolation": "isolation",
+    "heartbeat": "heartbeat_s",
+    "stalling_interval": "stalling_interval_s",
+}
+_ELASTIC = {
+    "min_slots": ("minimum_total_slots", "elastic_minimum_slots"),
+    "max_slots": ("maximum_total_slots", "elastic_maximum_slots"),
+    "min_idle_slots": ("minimum_idle_slots", "elastic_minimum_idle_slots"),
+    "idle_time": ("minimum_idle_time_seconds", "elastic_minimum_idle_time_s"),
+    "resize_factor": ("resize_factor", "elastic_resize_factor"),
+    "resize_period": ("resize_period", "elastic_resize_period_s"),
+}
+
+
+def pool_options(function: F) -> F:
+    """Add the shared options; all are None (or empty) unless given."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields given, but the elastic ones."""
+    fields = {field: options[name] for name, field in _FIELDS.items() if options[name] is not None}
+    if options["tag"]:
+        fields["tags"] = list(options["tag"])
+    if options["setting"]:
+        fields["settings"] = dict(options["setting"])
+    return fields
+
+
+def elastic_of(options: Mapping[str, Any], *, provider: str) -> dict[str, Any]:
+    """Return the arguments of `setup_elastic` for a new pool; empty if it is to be of fixed size."""
+    given = _given(options)
+    if not given:
+        return {}
+    if "max_slots" not in given:
+        raise click.UsageError("an elastic pool needs --max-slots")
+    given.setdefault("resize_period", _LOCAL_PERIOD_S if provider == "local" else _PERIOD_S)
+    return {_ELASTIC[name][0]: value for name, value in given.items()}
+
+
+def elastic_changes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the elastic fields to change; --vms makes a pool one of fixed size, the others not."""
+    given = _given(options)
+    if given:
+        return {"is_elastic": True, **{_ELASTIC[name][1]: v for name, v in given.items()}}
+    return {"is_elastic": False} if options["vms"] is not None else {}
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: options[name] for name in _ELASTIC if options[name] is not None}
+    if given and options["vms"] is not None:
+        first = f"--{next(iter(given)).replace('_', '-')}"
+        raise click.UsageError(f"--vms is for a pool of fixed size, {first} for an elastic one")
+    return given
+
+
+_SLOTS = click.IntRange(0)
+
+_OPTIONS: list[Callable[[Any], Any]] = [
+    click.option(
+        "--slots-per-vm",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Slots of each VM.  [default: 1]",
+    ),
+    click.option("--memory-per-vm", type=SIZE, help="Memory jobs on a VM may ask for together."),
+    click.option(
+        "--vms", type=_SLOTS, metavar="N", help="VMs of a pool of fixed size.  [default: 1]"
+    ),
+    click.option("--min-slots", type=_SLOTS, metavar="N", help="Elastic: never fewer slots."),
+    click.option("--max-slots", type=_SLOTS, metavar="N", help="Elastic: never more slots."),
+    click.option(
+        "--min-idle-slots",
+        type=_SLOTS,
+        metavar="N",
+        help="Elastic: slots kept free for what comes.",
+    ),
+    click.option(
+        "--idle-time", type=DURATION_OR_ZERO, help="Elastic: a VM idle for so long is ended."
+    ),
+    click.option(
+        "--resize-factor",
+        type=click.FloatRange(0, 1, min_open=True),
+        metavar="F",
+        help="Elastic: grow by at most this part of --max-slots at a time.",
+    ),
+    click.option(
+        "--resize-period",
+        type=DURATION,
+        help="Elastic: how often the size is decided.  [default: local 1s, others 90s]",
+    ),
+    click.option(
+        "--isolation", type=click.Choice(ISOLATIONS), help="Who may share a VM.  [default: shared]"
+    ),
+    click.option("--heartbeat", type=DURATION, help="How often a VM gives a sign of life."),
+    click.option("--stalling-interval", type=DURATION, help="A VM silent for so long is replaced."),
+    click.option("--tag", multiple=True, metavar="TAG", help="A word to find it by. Repeatable."),
+    click.option(
+        "--setting",
+        type=JsonValue(),
+        multiple=True,
+        help="A setting of its provider; values that are JSON are read as such. Repeatable.",
+    ),
+]

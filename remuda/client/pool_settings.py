@@ -1,0 +1,153 @@
+"""What a pool can be set to: every value is checked here, with a message that names it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from remuda.checks import seconds, shown, whole
+from remuda.errors import BadInput
+from remuda.models.pool_life import SETTABLE
+from remuda.spec import MAX_MEMORY_BYTES
+
+MAX_SLOTS = 1_000_000
+_YEAR_S = 31_536_000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_KIND = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+
+
+def pool_name(name: Any) -> str:
+    """Return a name a pool can have; raises BadInput."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BadInput(
+            f"{shown(name)} cannot be the name of a pool",
+            hint="1 to 63 letters, digits, dots, dashes, underscores; a letter or digit first",
+        )
+    return name
+
+
+def kind(what: str, value: Any) -> str:
+    """Return the name of a provider or backend; raises BadInput."""
+    if not isinstance(value, str) or not _KIND.fullmatch(value):
+        raise BadInput(f"{what} must be a short name such as local, not {shown(value)}")
+    return value
+
+
+def image_name(value: Any) -> str:
+    """Return the name of an image; raises BadInput."""
+    if not isinstance(value, str) or not 1 <= len(value) <= 200 or not value.isprintable():
+        raise BadInput(f"image must be a name, not {shown(value)}")
+    return value
+
+
+def elastic(
+    *,
+    minimum_total_slots: Any,
+    maximum_total_slots: Any,
+    minimum_idle_slots: Any,
+    minimum_idle_time_seconds: Any,
+    resize_factor: Any,
+    resize_period: Any,
+) -> dict[str, Any]:
+    """Return the columns of an elastic pool; raises BadInput naming the parameter."""
+    most = whole("maximum_total_slots", maximum_total_slots, least=1, most=MAX_SLOTS)
+    least = whole("minimum_total_slots", minimum_total_slots, least=0, most=MAX_SLOTS)
+    if least > most:
+        raise BadInput(f"minimum_total_slots ({least}) is above maximum_total_slots ({most})")
+    return {
+        "is_elastic": True,
+        "elastic_minimum_slots": least,
+        "elastic_maximum_slots": most,
+        "elastic_minimum_idle_slots": whole(
+            "minimum_idle_slots", minimum_idle_slots, least=0, most=MAX_SLOTS
+        ),
+        "elastic_minimum_idle_time_s": seconds(
+            "minimum_idle_time_seconds", minimum_idle_time_seconds, most=_YEAR_S, zero=True
+        ),
+        "elastic_resize_factor": seconds("resize_factor", resize_factor, most=1),
+        "elastic_resize_period_s": _period("resize_period", resize_period),
+    }
+
+
+def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a pool with every value checked; raises BadInput naming the wrong one."""
+    unknown = sorted(set(fields) - SETTABLE)
+    if unknown:
+        raise BadInput(
+            f"a pool has no setting {', '.join(unknown)[:200]}",
+            hint=f"settings: {', '.join(sorted(SETTABLE))}",
+        )
+    return {name: _CHECKS[name](name, value) for name, value in fields.items()}
+
+
+def _period(what: str, value: Any) -> float:
+    number = seconds(what, value, most=_YEAR_S)
+    if number < 1:
+        raise BadInput(f"{what} must be at least 1 second, not {shown(value)}")
+    return number
+
+
+def _slots(least: int, most: int) -> Callable[[str, Any], int]:
+    return lambda what, value: whole(what, value, least=least, most=most)
+
+
+def _memory(what: str, value: Any) -> int | None:
+    return None if value is None else whole(what, value, least=1, most=MAX_MEMORY_BYTES)
+
+
+def _flag(what: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadInput(f"{what} must be True or False, not {shown(value)}")
+    return value
+
+
+def _isolation(what: str, value: Any) -> str:
+    kinds = ("shared", "owner", "sandbox", "single_use")
+    if value not in kinds:
+        raise BadInput(f"{what} must be one of {', '.join(kinds)}, not {shown(value)}")
+    return str(value)
+
+
+def _mapping(what: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise BadInput(f"{what} must be a mapping, not {shown(value)}")
+    return dict(_plain(what, dict(value)))
+
+
+def _words(what: str, value: Any) -> list[str]:
+    words = list(value) if isinstance(value, (list, tuple, set, frozenset)) else None
+    if words is None or not all(isinstance(word, str) for word in words):
+        raise BadInput(f"{what} must be a list of words, not {shown(value)}")
+    return list(_plain(what, words))
+
+
+def _plain(what: str, value: Any) -> Any:
+    try:
+        text = json.dumps(value, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{what} cannot be kept as JSON: {error}") from None
+    if "\\u0000" in text or re.search(r"\\ud[89a-f]", text):
+        raise BadInput(f"{what} holds text that cannot be stored")
+    return value
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "settings": _mapping,
+    "tags": _words,
+    "isolation": _isolation,
+    "slots_per_vm": _slots(1, 100_000),
+    "memory_bytes_per_vm": _memory,
+    "instance_count": _slots(0, 100_000),
+    "is_elastic": _flag,
+    "elastic_minimum_slots": _slots(0, MAX_SLOTS),
+    "elastic_maximum_slots": _slots(0, MAX_SLOTS),
+    "elastic_minimum_idle_slots": _slots(0, MAX_SLOTS),
+    "elastic_minimum_idle_time_s": lambda what, v: seconds(what, v, most=_YEAR_S, zero=True),
+    "elastic_resize_factor": lambda what, v: seconds(what, v, most=1),
+    "elastic_resize_period_s": _period,
+    "heartbeat_s": lambda what, v: seconds(what, v, most=3600),
+    "stalling_interval_s": lambda what, v: seconds(what, v, most=_YEAR_S),
+}

@@ -1,0 +1,290 @@
+"""A handle on one pool."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from remuda.checks import shown
+from remuda.client import pool_settings
+from remuda.client.explaining import explain_pool
+from remuda.errors import (
+    AlreadyExists,
+    BadInput,
+    DatabaseUnavailable,
+    UnknownPool,
+    WaitTimeout,
+)
+from remuda.models import pool_life, query, requests
+from remuda.models.database import WAKE_CHANNEL, Listener
+from remuda.models.states import OPEN_POOL, PoolState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from remuda.client.context import Context
+
+DEFAULT_POOL = "default"
+_POLL_S = 1.0
+_ENDED = ("CLOSED", "PENDING_DELETE")
+
+
+class Pool:
+    """One pool; what it tells is read anew when it is older than `update_cache_time` seconds."""
+
+    def __init__(self, context: Context, row: Mapping[str, Any]) -> None:
+        """`row`: one of `remuda.models.query.pools`."""
+        self.id: int = row["id"]
+        self.name: str = row["name"]
+        self.update_cache_time = 5.0
+        self._context = context
+        self._row = row
+        self._read_at = time.monotonic()
+
+    @property
+    def uuid(self) -> str:
+        """Its identity for the whole world."""
+        return str(self._row["uuid"])
+
+    @property
+    def state(self) -> str:
+        """UNSUBMITTED, SUBMITTED, PARTIALLY_DISPATCHED, FULLY_EXECUTING, CLOSING and so on."""
+        return str(self._get("state"))
+
+    @property
+    def provider(self) -> str:
+        """What makes its VMs."""
+        return str(self._row["provider"])
+
+    @property
+    def slots_per_vm(self) -> int:
+        """How many slots each VM has."""
+        return int(self._get("slots_per_vm"))
+
+    @property
+    def memory_bytes_per_vm(self) -> int | None:
+        """How much memory the jobs on a VM may ask for together; None: all it has."""
+        return self._get("memory_bytes_per_vm")  # type: ignore[no-any-return]
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether its size follows the demand."""
+        return bool(self._get("is_elastic"))
+
+    @property
+    def instance_count(self) -> int:
+        """How many VMs it has when it is not elastic."""
+        return int(self._get("instance_count"))
+
+    @property
+    def tags(self) -> list[str]:
+        """Words to find it by."""
+        return list(self._get("tags"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its provider was told."""
+        return dict(self._get("settings"))
+
+    @property
+    def message(self) -> str | None:
+        """What went wrong last, if launches fail."""
+        return self._get("message")  # type: ignore[no-any-return]
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was made."""
+        return self._row["created_at"]  # type: ignore[no-any-return]
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it was closed."""
+        return self._get("ended_at")  # type: ignore[no-any-return]
+
+    @property
+    def running_core_count(self) -> int:
+        """How many slots its jobs use now."""
+        return int(self._get("busy_slots"))
+
+    @property
+    def running_instance_count(self) -> int:
+        """How many VMs it has, from the wish to have one to its confirmed end."""
+        return int(self._get("vms"))
+
+    @property
+    def queued_or_running_task_instances_count(self) -> int:
+        """How many of its jobs have not ended."""
+        return int(self._get("waiting_jobs")) + int(self._get("live_jobs"))
+
+    def info(self) -> dict[str, Any]:
+        """Return all that is known of it, with counts of VMs, slots and jobs."""
+        self._refresh_if_old()
+        return dict(self._row)
+
+    def update(self) -> Pool:
+        """Read it anew and return itself; raises UnknownPool when it was removed."""
+        found = self._context.read(lambda c: query.pools(c, ids=[self.id]))
+        if not found:
+            raise UnknownPool(f"pool {self.name} was removed")
+        self._row, self._read_at = found[0], time.monotonic()
+        return self
+
+    def setup_elastic(
+        self,
+        minimum_total_slots: int = 0,
+        maximum_total_slots: int = 1,
+        minimum_idle_slots: int = 0,
+        minimum_idle_time_seconds: float = 0,
+        resize_factor: float = 1.0,
+        resize_period: float = 90,
+    ) -> None:
+        """Let its size follow the demand, between the two totals, in slots; at any time.
+
+        `minimum_idle_slots` are kept free beyond the demand; a VM goes when it was idle for
+        `minimum_idle_time_seconds`. Every `resize_period` seconds it grows by at most
+        `resize_factor` of the maximum. Raises BadInput.
+        """
+        fields = pool_settings.elastic(
+            minimum_total_slots=minimum_total_slots,
+            maximum_total_slots=maximum_total_slots,
+            minimum_idle_slots=minimum_idle_slots,
+            minimum_idle_time_seconds=minimum_idle_time_seconds,
+            resize_factor=resize_factor,
+            resize_period=resize_period,
+        )
+        self._change(fields)
+
+    def set(self, **fields: Any) -> None:
+        """Change settings, all or none; raises BadInput for wrong ones, Refused for late ones."""
+        self._change(pool_settings.checked(fields))
+
+    def submit(self) -> Pool:
+        """Open it for work; VMs come as they are needed. Raises Refused when it has ended."""
+        self._context.commit(lambda c: pool_life.submit_pool(c, self.id))
+        return self.update()
+
+    def close(self, *, now: bool = False) -> None:
+        """Begin to end it: waiting jobs are cancelled, running ones end first, or not if `now`.
+
+        Its VMs are terminated when their jobs are done. Returns at once; a second call is harmless.
+        """
+        self._context.commit(lambda c: pool_life.close_pool(c, self.id, now=now))
+        self._read_at = 0.0
+
+    def wait_closed(self, timeout_s: float | None = None) -> None:
+        """Wait until it is closed, all its VMs confirmed gone; raises WaitTimeout."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        listener: Listener | None = None
+        try:
+            while True:
+                try:
+                    listener = listener or Listener(self._context.url, [WAKE_CHANNEL])
+                    if self.update().state in _ENDED:
+                        return
+                    left = _POLL_S if deadline is None else deadline - time.monotonic()
+                    if left <= 0:
+                        raise WaitTimeout(f"pool {self.name} is still {self.state}")
+                    listener.wait(min(left, _POLL_S))
+                except DatabaseUnavailable:
+                    if listener is not None:
+                        listener.close()
+                    listener = None
+                    if not self._context.revive():
+                        raise
+        finally:
+            if listener is not None:
+                listener.close()
+
+    def delete(self) -> None:
+        """Have it and its history removed; raises Refused while it is open."""
+        self._context.commit(lambda c: requests.delete_pool(c, self.id))
+        self._read_at = 0.0
+
+    def explain(self) -> list[str]:
+        """Tell why it has the size it has: its last sizing decision with all that went into it."""
+        return explain_pool(self.update().info())
+
+    def _change(self, fields: Mapping[str, Any]) -> None:
+        if fields:
+            self._context.commit(lambda c: pool_life.change_pool(c, self.id, fields))
+            self.update()
+
+    def _get(self, column: str) -> Any:
+        self._refresh_if_old()
+        return self._row[column]
+
+    def _refresh_if_old(self) -> None:
+        if time.monotonic() - self._read_at > self.update_cache_time:
+            self.update()
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name!r} {self._row['state']}>"
+
+
+def create(
+    context: Context,
+    name: str,
+    *,
+    provider: str,
+    backend: str | None,
+    image: str,
+    fields: Mapping[str, Any],
+) -> Pool:
+    """Insert a pool with checked `fields` and return it; raises BadInput, AlreadyExists."""
+    pool_settings.pool_name(name)
+    kinds = {
+        "provider": pool_settings.kind("provider", provider),
+        "backend": pool_settings.kind("backend", backend or provider),
+        "image": pool_settings.image_name(image),
+    }
+    made = context.commit(
+        lambda c: pool_life.insert_pool(c, name, owner=context.owner, fields=fields, **kinds)
+    )
+    return Pool(context, context.read(lambda c: query.pools(c, ids=[made]))[0])
+
+
+def default_pool(context: Context) -> Mapping[str, Any]:
+    """Return the row of the pool `default`; made, as big as this machine, when there is none."""
+    try:
+        row = pool_row(context, DEFAULT_POOL)
+        if row["state"] in (*OPEN_POOL, PoolState.FAILURE):
+            return row
+    except UnknownPool:
+        pass
+    cores = os.cpu_count() or 1
+    fields = {
+        "slots_per_vm": cores,
+        "heartbeat_s": 2.0,
+        "stalling_interval_s": 15.0,
+        **pool_settings.elastic(
+            minimum_total_slots=0,
+            maximum_total_slots=cores,
+            minimum_idle_slots=0,
+            minimum_idle_time_seconds=60,
+            resize_factor=1.0,
+            resize_period=1,
+        ),
+    }
+    try:
+        made = create(
+            context, DEFAULT_POOL, provider="local", backend=None, image="default", fields=fields
+        )
+    except AlreadyExists:  # somebody was quicker, or it is there and closing
+        made = Pool(context, context.read(lambda c: query.pools(c, ids=[_id_of_default(c)]))[0])
+    return made.submit().info() if made.state == PoolState.UNSUBMITTED else made.info()
+
+
+def pool_row(context: Context, pool: Pool | str) -> Mapping[str, Any]:
+    """Return the bare row of a pool given by name or handle; raises UnknownPool, BadInput."""
+    if isinstance(pool, Pool):
+        return context.read(lambda c: query.pool_row(c, pool.id))
+    if not isinstance(pool, str):
+        raise BadInput(f"a pool is given by its name or as a Pool, not {shown(pool)}")
+    return context.read(lambda c: pool_life.find_pool(c, pool))
+
+
+def _id_of_default(connection: Connection) -> int:
+    return int(pool_life.find_pool(connection, DEFAULT_POOL)["id"])

@@ -1,0 +1,46 @@
+"""What a user sees of a VM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class VmInfo:
+    """One VM as it was when asked.
+
+    `busy_slots`: of running jobs, `leased_slots`: of leases; `jobs`: all that it has not done with.
+    """
+
+    id: int
+    name: str
+    pool: str
+    provider: str
+    provider_id: str | None
+    state: str
+    draining: bool
+    slots: int
+    busy_slots: int
+    leased_slots: int
+    running_jobs: int
+    jobs: int
+    memory_bytes: int | None
+    architecture: str | None
+    address: Mapping[str, Any]
+    private_ip: str | None
+    public_ip: str | None
+    load: float | None
+    heartbeat_at: datetime | None
+    heartbeat_age_s: float | None
+    error: str | None
+    created_at: datetime
+    running_at: datetime | None
+    halted_at: datetime | None
+
+
+def vm_info(row: Mapping[str, Any]) -> VmInfo:
+    """Return the VM of a row of `remuda.models.query.vms`."""
+    return VmInfo(**{name: row[name] for name in VmInfo.__slots__})

@@ -1,0 +1,41 @@
+"""What is true: tables, states, guarded transitions. Talks to PostgreSQL and nothing else."""
+
+from remuda.models.attempts import Attempt, AttemptOutput, Event, OutputChunk, Sweep, Transition
+from remuda.models.base import Base
+from remuda.models.jobs import Job, JobArray, JobSpecRow
+from remuda.models.pools import Image, Owner, Pool
+from remuda.models.states import (
+    AttemptState,
+    ImageState,
+    JobState,
+    PoolState,
+    Reason,
+    VmState,
+)
+from remuda.models.vms import Heartbeat, Lease, LeaseRequest, Vm
+
+__all__ = [
+    "Attempt",
+    "AttemptOutput",
+    "AttemptState",
+    "Base",
+    "Event",
+    "Heartbeat",
+    "Image",
+    "ImageState",
+    "Job",
+    "JobArray",
+    "JobSpecRow",
+    "JobState",
+    "Lease",
+    "LeaseRequest",
+    "OutputChunk",
+    "Owner",
+    "Pool",
+    "PoolState",
+    "Reason",
+    "Sweep",
+    "Transition",
+    "Vm",
+    "VmState",
+]

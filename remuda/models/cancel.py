@@ -1,0 +1,108 @@
+"""Cancel and follow jobs: what a user asks of jobs that may already be on a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from remuda.models.database import rows
+
+_CANCEL = text("""
+    WITH locked AS (
+      SELECT id FROM jobs WHERE id = ANY(:ids) AND state <> 'TERMINATED'
+      ORDER BY id FOR NO KEY UPDATE
+    )
+    UPDATE jobs SET
+      cancel_requested_at = coalesce(cancel_requested_at, now()),
+      state = CASE WHEN state = 'NEW' THEN 'TERMINATED' ELSE state END,
+      reason = CASE WHEN state = 'NEW' THEN 'CANCELLED' END,
+      ended_at = CASE WHEN state = 'NEW' THEN now() END
+    WHERE id IN (SELECT id FROM locked) RETURNING id
+""")
+
+
+def request_cancel(connection: Connection, job_ids: Sequence[int]) -> list[int]:
+    """Cancel waiting jobs at once and ask the workers to kill the others.
+
+    Returns the jobs it concerned; those that had ended are left as they are.
+    """
+    return list(connection.scalars(_CANCEL, {"ids": list(job_ids)}))
+
+
+def to_cancel(
+    connection: Connection, *, job_ids: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Return (vm_id, attempt_id, vm_state) of the live attempts whose job is to be cancelled."""
+    found = rows(
+        connection,
+        """SELECT a.vm_id, a.id AS attempt_id, v.state AS vm_state
+           FROM jobs j JOIN attempts a ON a.job_id = j.id AND a.epoch = j.epoch
+           JOIN vms v ON v.id = a.vm_id
+           WHERE j.cancel_requested_at IS NOT NULL AND j.state <> 'TERMINATED'
+             AND a.state IN ('PLACED', 'STARTED')
+             AND (CAST(:ids AS bigint[]) IS NULL OR j.id = ANY(:ids))
+           ORDER BY a.vm_id, a.id""",
+        ids=list(job_ids) if job_ids is not None else None,
+    )
+    return [dict(row) for row in found]
+
+
+def cancel_requeued(connection: Connection) -> int:
+    """End jobs that went back to NEW while their cancellation was under way; return how many."""
+    done = connection.execute(
+        text(
+            """UPDATE jobs SET state = 'TERMINATED', reason = 'CANCELLED', ended_at = now()
+               WHERE id IN (SELECT id FROM jobs WHERE cancel_requested_at IS NOT NULL
+                              AND state = 'NEW' ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)"""
+        )
+    )
+    return int(done.rowcount)
+
+
+def cancel_stranded(connection: Connection) -> int:
+    """End jobs that came into a pool as it was closed, which nobody looks at any more."""
+    done = connection.execute(
+        text(
+            """UPDATE jobs SET state = 'TERMINATED', reason = 'CANCELLED', ended_at = now(),
+                 cancel_requested_at = coalesce(cancel_requested_at, now()),
+                 message = 'its pool was closed'
+               WHERE id IN (SELECT j.id FROM pools p JOIN jobs j ON j.pool_id = p.id
+                            WHERE p.state IN ('CLOSED', 'PENDING_DELETE') AND j.state = 'NEW'
+                            ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED)"""
+        )
+    )
+    return int(done.rowcount)
+
+
+def followed(connection: Connection, vm_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Return (vm_id, attempt_id) of the started attempts on these VMs whose output is followed."""
+    found = rows(
+        connection,
+        """SELECT a.vm_id, a.id AS attempt_id FROM attempts a
+           JOIN jobs j ON j.id = a.job_id AND j.epoch = a.epoch
+           WHERE a.vm_id = ANY(:vms) AND a.state IN ('PLACED', 'STARTED') AND j.follow""",
+        vms=list(vm_ids),
+    )
+    return [dict(row) for row in found]
+
+
+def insert_chunks(connection: Connection, chunks: Sequence[dict[str, Any]]) -> None:
+    """Insert output chunks (attempt_id, stream, at_byte, data) and wake the followers."""
+    connection.execute(
+        text(
+            """INSERT INTO output_chunks (attempt_id, stream, at_byte, data)
+               SELECT :attempt_id, :stream, :at_byte, :data FROM attempts WHERE id = :attempt_id
+               ON CONFLICT DO NOTHING"""
+        ),
+        list(chunks),
+    )
+    for attempt_id in sorted({chunk["attempt_id"] for chunk in chunks}):
+        connection.execute(
+            text(
+                """SELECT pg_notify('remuda_output', job_id::text)
+                   FROM attempts WHERE id = :attempt_id"""
+            ),
+            {"attempt_id": attempt_id},
+        )

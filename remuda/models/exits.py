@@ -1,0 +1,218 @@
+"""Record what a VM's runner reports: starts, exits, losses; one transaction a batch.
+
+An entry is recorded once: the VM's row keeps the number of the last one taken, and is locked first.
+Everything is guarded by the attempt's state and the job's epoch, so a late answer of a replaced
+attempt changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from remuda.models.database import rows
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, and what its job does next.
+
+    Ages are seconds before now. `state` is the attempt's next state; `job_state` TERMINATING
+    (outputs to fetch), TERMINATED, or NEW after `delay_s` seconds.
+    """
+
+    attempt_id: int
+    state: str
+    job_state: str
+    reason: str
+    exit_code: int | None = None
+    signal: int | None = None
+    message: str | None = None
+    started_age_s: float | None = None
+    ended_age_s: float = 0.0
+    user_s: float | None = None
+    system_s: float | None = None
+    max_rss_bytes: int | None = None
+    failure: bool = False  # counts against the job's own attempts
+    loss: bool = False  # counts as lost with a VM
+    delay_s: float = 0.0
+    pending: dict[str, Any] | None = None  # for EXITED: {"files": {name: size}, "streams": [name]}
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFacts:
+    """What the decision about a failed attempt needs."""
+
+    attempt_id: int
+    job_id: int
+    state: str
+    max_attempts: int
+    failures: int
+    losses: int
+    cancelled: bool
+
+
+_STARTED = text("""
+    WITH r AS (
+      SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:ages AS float8[])) AS r(id, age)
+    ), a AS (
+      UPDATE attempts SET state = 'STARTED', started_at = now() - make_interval(secs => r.age)
+      FROM r WHERE attempts.id = r.id AND vm_id = :vm AND state = 'PLACED'
+      RETURNING job_id, epoch, started_at
+    )
+    UPDATE jobs SET state = 'RUNNING', started_at = a.started_at
+    FROM a WHERE jobs.id = a.job_id AND jobs.epoch = a.epoch AND state IN ('SUBMITTED', 'UNKNOWN')
+""")
+
+_ENDED = text("""
+    WITH r AS (
+      SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
+        attempt_id bigint, state text, job_state text, reason text, exit_code int, signal int,
+        message text, started_age_s float8, ended_age_s float8, user_s float8, system_s float8,
+        max_rss_bytes bigint, failure boolean, loss boolean, delay_s float8, pending jsonb)
+    ), a AS (
+      UPDATE attempts t SET pending = r.pending,
+        state = r.state, reason = r.reason, exit_code = r.exit_code, signal = r.signal,
+        message = r.message, user_s = r.user_s, system_s = r.system_s,
+        max_rss_bytes = r.max_rss_bytes, wall_s = r.started_age_s - r.ended_age_s,
+        -- What has an exit was started, even if the runner could not tell when (exit code 127).
+        started_at = coalesce(t.started_at, now() - make_interval(secs => coalesce(r.started_age_s,
+          CASE WHEN r.state IN ('EXITED', 'COLLECTED') THEN r.ended_age_s END))),
+        ended_at = now() - make_interval(secs => r.ended_age_s)
+      FROM r WHERE t.id = r.attempt_id AND t.vm_id = :vm AND t.state IN ('PLACED', 'STARTED')
+      RETURNING t.id, t.job_id, t.epoch, t.started_at, t.wall_s, r.job_state, r.exit_code, r.signal,
+                r.reason, r.message, r.failure, r.loss, r.delay_s
+    ), j AS (
+      UPDATE jobs SET
+        state = a.job_state,
+        started_at = CASE WHEN a.job_state = 'NEW' THEN NULL ELSE a.started_at END,
+        ended_at = CASE WHEN a.job_state = 'TERMINATED' THEN now() END,
+        exit_code = CASE WHEN a.job_state <> 'NEW' THEN a.exit_code END,
+        signal = CASE WHEN a.job_state <> 'NEW' THEN a.signal END,
+        reason = CASE WHEN a.job_state = 'TERMINATED' THEN a.reason END,
+        message = a.message,
+        failures = failures + a.failure::int, losses = losses + a.loss::int,
+        not_before = CASE WHEN a.job_state = 'NEW' AND a.delay_s > 0
+                          THEN now() + make_interval(secs => a.delay_s) END
+      FROM a WHERE jobs.id = a.job_id AND jobs.epoch = a.epoch
+        AND jobs.state IN ('SUBMITTED', 'RUNNING', 'STOPPED', 'UNKNOWN')
+      RETURNING a.id, jobs.array_id, jobs.owner_id, a.wall_s, a.exit_code
+    )
+    SELECT id, array_id, owner_id, wall_s, exit_code FROM j
+""")
+
+_OUTPUTS = text("""
+    INSERT INTO attempt_outputs (attempt_id, kind, name, size, data, url)
+    SELECT r.attempt_id, r.kind, r.name, r.size, decode(r.data, 'base64'), r.url
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb))
+      AS r(attempt_id bigint, kind text, name text, size bigint, data text, url text)
+    JOIN attempts a ON a.id = r.attempt_id
+    ON CONFLICT DO NOTHING
+""")
+
+# Expected run time: an average that forgets with a weight of one in ten batches.
+_LEARN = text("""
+    WITH seen AS (
+      SELECT u.array_id, u.owner_id, avg(u.wall_s) AS mean
+      FROM unnest(CAST(:arrays AS bigint[]), CAST(:owners AS bigint[]), CAST(:walls AS float8[]))
+        AS u(array_id, owner_id, wall_s)
+      GROUP BY 1, 2
+    ), of_arrays AS (
+      UPDATE arrays SET mean_wall_s = coalesce(0.7 * mean_wall_s + 0.3 * seen.mean, seen.mean)
+      FROM seen WHERE arrays.id = seen.array_id
+    )
+    UPDATE owners SET mean_wall_s = coalesce(0.7 * mean_wall_s + 0.3 * seen.mean, seen.mean)
+    FROM seen WHERE seen.array_id IS NULL AND owners.id = seen.owner_id
+""")
+
+_RELEASE = text("""
+    UPDATE leases l SET released_at = now()
+    WHERE l.vm_id = :vm AND l.for_jobs AND l.released_at IS NULL AND NOT EXISTS (
+      SELECT FROM attempts a WHERE a.vm_id = :vm AND a.lease_id = l.id
+        AND a.state IN ('PLACED', 'STARTED', 'EXITED'))
+""")
+
+_TOUCH = text("""
+    UPDATE vms SET journal_n = greatest(journal_n, :n), busy_at = now() WHERE id = :vm
+""")
+
+
+def lock_journal(connection: Connection, vm_id: int) -> int | None:
+    """Lock the VM's row; return the number of its last recorded entry, None if it is halted."""
+    found = connection.scalar(
+        text("SELECT journal_n FROM vms WHERE id = :vm AND state <> 'HALTED' FOR NO KEY UPDATE"),
+        {"vm": vm_id},
+    )
+    return None if found is None else int(found)
+
+
+def facts(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, AttemptFacts]:
+    """Return what is known of these attempts' jobs, their rows locked in order."""
+    found = rows(
+        connection,
+        """SELECT a.id AS attempt_id, a.job_id, a.state, j.max_attempts, j.failures, j.losses,
+                  j.cancel_requested_at IS NOT NULL AS cancelled
+           FROM attempts a JOIN jobs j ON j.id = a.job_id AND j.epoch = a.epoch
+           WHERE a.id = ANY(:ids) ORDER BY j.id FOR NO KEY UPDATE OF j""",
+        ids=list(attempt_ids),
+    )
+    return {row["attempt_id"]: AttemptFacts(**row) for row in found}
+
+
+def record_starts(connection: Connection, vm_id: int, ages: Mapping[int, float]) -> None:
+    """Record that attempts of the VM started `ages[id]` seconds ago."""
+    if ages:
+        connection.execute(_STARTED, {"vm": vm_id, "ids": list(ages), "ages": list(ages.values())})
+
+
+def record_ends(
+    connection: Connection,
+    vm_id: int,
+    outcomes: Sequence[Outcome],
+    outputs: Sequence[Mapping[str, Any]] = (),
+    *,
+    journal_n: int = 0,
+) -> set[int]:
+    """Record ends and small outputs (base64 `data`), move the journal's mark, free the leases.
+
+    Returns the attempts that were live until now; the others were replaced and changed nothing.
+    """
+    live: set[int] = set()
+    if outcomes:
+        payload = json.dumps([_fields(outcome) for outcome in outcomes])
+        ended = connection.execute(_ENDED, {"vm": vm_id, "rows": payload}).mappings().all()
+        live = {row["id"] for row in ended}
+        well = [row for row in ended if row["exit_code"] is not None and row["wall_s"] is not None]
+        if well:
+            connection.execute(
+                _LEARN,
+                {
+                    "arrays": [row["array_id"] for row in well],
+                    "owners": [row["owner_id"] for row in well],
+                    "walls": [row["wall_s"] for row in well],
+                },
+            )
+    insert_outputs(connection, [row for row in outputs if row["attempt_id"] in live])
+    connection.execute(_TOUCH, {"vm": vm_id, "n": journal_n})
+    if outcomes:
+        release_idle_leases(connection, vm_id)
+    return live
+
+
+def insert_outputs(connection: Connection, outputs: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows (attempt_id, kind, name, size, data in base64 or url); repeats change nothing."""
+    if outputs:
+        connection.execute(_OUTPUTS, {"rows": json.dumps([dict(row) for row in outputs])})
+
+
+def release_idle_leases(connection: Connection, vm_id: int) -> None:
+    """End the job leases on the VM that no live attempt holds; the VM's row must be locked."""
+    connection.execute(_RELEASE, {"vm": vm_id})
+
+
+def _fields(outcome: Outcome) -> dict[str, Any]:
+    return {name: getattr(outcome, name) for name in Outcome.__slots__}

@@ -1,0 +1,242 @@
+"""Pools as their users handle them: create, change, submit, close; each call all or nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+
+from remuda.errors import AlreadyExists, BadInput, Refused, UnknownPool
+from remuda.models.base import sql_list
+from remuda.models.cancel import request_cancel
+from remuda.models.database import first_line, rows
+from remuda.models.states import OPEN_POOL, PoolState
+from remuda.models.submit import owner_id
+
+SETTABLE = {
+    "settings",
+    "tags",
+    "isolation",
+    "slots_per_vm",
+    "memory_bytes_per_vm",
+    "instance_count",
+    "is_elastic",
+    "elastic_minimum_slots",
+    "elastic_maximum_slots",
+    "elastic_minimum_idle_slots",
+    "elastic_minimum_idle_time_s",
+    "elastic_resize_factor",
+    "elastic_resize_period_s",
+    "heartbeat_s",
+    "stalling_interval_s",
+}
+UNTIL_SUBMITTED = {"settings", "isolation", "slots_per_vm", "memory_bytes_per_vm"}
+_NOT_ENDED = "state NOT IN ('CLOSED', 'PENDING_DELETE')"
+
+
+def find_pool(connection: Connection, name: str, *, lock: bool = False) -> Mapping[str, Any]:
+    """Return the row of the pool called `name`: the open one, else the latest closed.
+
+    Raises UnknownPool, with the names there are.
+    """
+    found = rows(
+        connection,
+        f"""SELECT * FROM pools WHERE name = :name AND state <> 'PENDING_DELETE'
+            ORDER BY ({_NOT_ENDED}) DESC, id DESC LIMIT 1 {"FOR NO KEY UPDATE" if lock else ""}""",
+        name=name,
+    )
+    if not found:
+        there = rows(
+            connection, f"SELECT name FROM pools WHERE {_NOT_ENDED} ORDER BY name LIMIT 20"
+        )
+        names = ", ".join(row["name"] for row in there) or "none yet"
+        raise UnknownPool(
+            f"there is no pool {name[:100]!r}",
+            hint=f"pools: {names}; `remuda pool create` makes one",
+        )
+    return found[0]
+
+
+def image_id(connection: Connection, provider: str, name: str) -> int:
+    """Return the id of the provider's image of that name, made when new."""
+    named = {"provider": provider, "name": name}
+    statement = text("SELECT id FROM images WHERE provider = :provider AND name = :name")
+    found = connection.scalar(statement, named)
+    if found is None:
+        # A second look, in a statement of its own, sees the one somebody else just made.
+        connection.execute(
+            text(
+                """INSERT INTO images (provider, name) VALUES (:provider, :name)
+                   ON CONFLICT DO NOTHING"""
+            ),
+            named,
+        )
+        found = connection.scalar(statement, named)
+    return int(found)
+
+
+def insert_pool(
+    connection: Connection,
+    name: str,
+    *,
+    owner: str,
+    provider: str,
+    backend: str,
+    image: str = "default",
+    fields: Mapping[str, Any],
+) -> int:
+    """Insert a pool in UNSUBMITTED and return its id; raises AlreadyExists for a taken name."""
+    _check_fields(fields)
+    columns = {
+        "name": name,
+        "owner_id": owner_id(connection, owner),
+        "image_id": image_id(connection, provider, image),
+        "provider": provider,
+        "backend": backend,
+        **fields,
+    }
+    names = ", ".join(columns)
+    values = ", ".join(_value(column, value) for column, value in columns.items())
+    try:
+        with connection.begin_nested():
+            made = connection.scalar(
+                text(f"INSERT INTO pools ({names}) VALUES ({values}) RETURNING id"),
+                _bound(columns),
+            )
+    except (IntegrityError, DataError) as error:
+        if _constraint(error) == "uq_pools_name_open":
+            raise AlreadyExists(
+                f"there is already a pool {name!r}",
+                hint=f"choose another name, or `remuda pool close {name}` first",
+            ) from None
+        raise _bad_input(error) from None
+    return int(made)
+
+
+def change_pool(connection: Connection, pool_id: int, fields: Mapping[str, Any]) -> None:
+    """Set columns of a pool that has not ended.
+
+    Raises BadInput for unknown ones, Refused when one is settable only before `submit`.
+    """
+    _check_fields(fields)
+    found = rows(
+        connection, "SELECT name, state FROM pools WHERE id = :id FOR NO KEY UPDATE", id=pool_id
+    )
+    if not found:
+        raise UnknownPool(f"there is no pool with id {pool_id}")
+    if not fields:
+        return
+    state = found[0]["state"]
+    late = sorted(UNTIL_SUBMITTED & set(fields)) if state != PoolState.UNSUBMITTED else []
+    if late or state in (PoolState.CLOSING, PoolState.CLOSED, PoolState.PENDING_DELETE):
+        raise Refused(
+            f"pool {found[0]['name']} is {state}: cannot set {', '.join(late or sorted(fields))}",
+            hint="these can be set until the pool is submitted" if late else "the pool has ended",
+        )
+    assignments = ", ".join(f"{column} = {_value(column, v)}" for column, v in fields.items())
+    try:
+        with connection.begin_nested():
+            connection.execute(
+                text(
+                    f"UPDATE pools SET {assignments}, updated_at = clock_timestamp() WHERE id = :id"
+                ),
+                {**_bound(fields), "id": pool_id},
+            )
+    except (IntegrityError, DataError) as error:
+        raise _bad_input(error) from None
+
+
+def submit_pool(connection: Connection, pool_id: int) -> None:
+    """Open the pool for work; an already open one stays as it is.
+
+    Raises UnknownPool, or Refused when it ended.
+    """
+    done = connection.execute(
+        text(
+            """UPDATE pools SET state = 'SUBMITTED', state_changed_at = now(),
+                 previous_state_changed_at = state_changed_at, updated_at = clock_timestamp()
+               WHERE id = :id AND state = 'UNSUBMITTED'"""
+        ),
+        {"id": pool_id},
+    )
+    state = connection.scalar(text("SELECT state FROM pools WHERE id = :id"), {"id": pool_id})
+    if state is None:
+        raise UnknownPool(f"there is no pool with id {pool_id}")
+    if done.rowcount == 0 and state not in (*OPEN_POOL, PoolState.FAILURE):
+        raise Refused(f"the pool is {state} and cannot be submitted", hint="create a new one")
+
+
+def close_pool(connection: Connection, pool_id: int, *, now: bool = False) -> bool:
+    """Begin to close: its waiting jobs are cancelled, running ones end first unless `now`.
+
+    Its VMs are terminated when their work is done. Returns False when it was closed or closing.
+    """
+    found = rows(connection, "SELECT state FROM pools WHERE id = :id FOR NO KEY UPDATE", id=pool_id)
+    if not found:
+        raise UnknownPool(f"there is no pool with id {pool_id}")
+    state = found[0]["state"]
+    if state in (PoolState.CLOSED, PoolState.PENDING_DELETE):
+        return False
+    # Only jobs without an attempt end here at once; what runs is left to finish unless told so.
+    wanted = "<> 'TERMINATED'" if now else "= 'NEW'"
+    waiting = rows(
+        connection, f"SELECT id FROM jobs WHERE pool_id = :id AND state {wanted}", id=pool_id
+    )
+    request_cancel(connection, [row["id"] for row in waiting])
+    target = PoolState.CLOSED if state == PoolState.UNSUBMITTED else PoolState.CLOSING
+    connection.execute(
+        text(
+            f"""UPDATE pools SET state = :target, close_now = close_now OR :now,
+                 state_changed_at = CASE WHEN state = :target THEN state_changed_at ELSE now() END,
+                 previous_state_changed_at = CASE WHEN state = :target
+                   THEN previous_state_changed_at ELSE state_changed_at END,
+                 ended_at = CASE WHEN :target = 'CLOSED' THEN now() END,
+                 updated_at = clock_timestamp()
+               WHERE id = :id AND state IN ('UNSUBMITTED', 'FAILURE', 'CLOSING', {sql_list(OPEN_POOL)})"""
+        ),
+        {"id": pool_id, "now": now, "target": target},
+    )
+    return bool(state != PoolState.CLOSING)
+
+
+def _check_fields(fields: Mapping[str, Any]) -> None:
+    unknown = sorted(set(fields) - SETTABLE)
+    if unknown:
+        raise BadInput(
+            f"a pool has no setting {', '.join(unknown)}",
+            hint=f"settings: {', '.join(sorted(SETTABLE))}",
+        )
+
+
+def _constraint(error: DBAPIError) -> str:
+    return getattr(getattr(error.orig, "diag", None), "constraint_name", "") or ""
+
+
+def _bad_input(error: DBAPIError) -> BadInput:
+    constraint = _constraint(error)
+    return BadInput(
+        f"the pool would break the rule {constraint}" if constraint else first_line(error.orig)
+    )
+
+
+def _value(column: str, value: Any) -> str:
+    return f"CAST(:{column} AS jsonb)" if isinstance(value, (dict, list)) else f":{column}"
+
+
+def _bound(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in columns.items()}
+
+
+__all__: Sequence[str] = [
+    "SETTABLE",
+    "UNTIL_SUBMITTED",
+    "change_pool",
+    "close_pool",
+    "find_pool",
+    "image_id",
+    "insert_pool",
+    "submit_pool",
+]

@@ -1,0 +1,121 @@
+"""Owners, images and pools: who pays, what VMs are made of, where they come from."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from remuda.models.base import Base, BigId, BigInt, Created, Json, JsonList, Timestamp, one_of
+from remuda.models.states import ImageState, PoolState
+
+
+class Owner(Base):
+    """Who jobs, pools and leases belong to."""
+
+    __tablename__ = "owners"
+    __table_args__ = (
+        CheckConstraint("length(name) BETWEEN 1 AND 200", name="name"),
+        # Upper bounds also keep out NaN and infinity.
+        CheckConstraint("weight > 0 AND weight <= 1000000", name="weight"),
+    )
+
+    id: Mapped[BigId]
+    name: Mapped[str] = mapped_column(Text, unique=True)
+    weight: Mapped[float] = mapped_column(server_default="1")
+    mean_wall_s: Mapped[float | None]  # learned from its jobs outside arrays
+    created_at: Mapped[Created]
+
+
+class Image(Base):
+    """What VMs of a provider are made of."""
+
+    __tablename__ = "images"
+    __table_args__ = (
+        one_of("state", ImageState),
+        Index("uq_images_provider_name", "provider", "name", unique=True),
+    )
+
+    id: Mapped[BigId]
+    provider: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text, server_default="NEW")
+    message: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[Created]
+
+
+class Pool(Base):
+    """Where VMs come from, how many, and the rules for sharing them."""
+
+    __tablename__ = "pools"
+    __table_args__ = (
+        one_of("state", PoolState),
+        CheckConstraint("name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'", name="name"),
+        CheckConstraint("slots_per_vm BETWEEN 1 AND 100000", name="slots_per_vm"),
+        CheckConstraint("memory_bytes_per_vm > 0", name="memory_bytes_per_vm"),
+        CheckConstraint("instance_count BETWEEN 0 AND 100000", name="instance_count"),
+        CheckConstraint(
+            "elastic_minimum_slots >= 0 AND elastic_minimum_slots <= elastic_maximum_slots"
+            " AND elastic_maximum_slots <= 10000000 AND elastic_minimum_idle_slots >= 0"
+            " AND elastic_minimum_idle_time_s >= 0 AND elastic_minimum_idle_time_s <= 31536000"
+            " AND elastic_resize_factor > 0 AND elastic_resize_factor <= 1"
+            " AND elastic_resize_period_s >= 1 AND elastic_resize_period_s <= 31536000",
+            name="elastic",
+        ),
+        CheckConstraint(
+            "heartbeat_s > 0 AND stalling_interval_s > heartbeat_s"
+            " AND stalling_interval_s <= 31536000",
+            name="heartbeat",
+        ),
+        CheckConstraint(
+            "isolation IN ('shared', 'owner', 'sandbox', 'single_use')", name="isolation"
+        ),
+        CheckConstraint(
+            "(state IN ('CLOSED', 'PENDING_DELETE')) = (ended_at IS NOT NULL)", name="ended"
+        ),
+        # A closed pool's name can be used again; its row stays for its jobs.
+        Index(
+            "uq_pools_name_open",
+            "name",
+            unique=True,
+            postgresql_where=text("state NOT IN ('CLOSED', 'PENDING_DELETE')"),
+        ),
+    )
+
+    id: Mapped[BigId]
+    uuid: Mapped[uuid.UUID] = mapped_column(server_default=func.gen_random_uuid(), unique=True)
+    name: Mapped[str] = mapped_column(Text)
+    owner_id: Mapped[BigInt] = mapped_column(ForeignKey("owners.id"))
+    image_id: Mapped[BigInt] = mapped_column(ForeignKey("images.id"))
+    provider: Mapped[str] = mapped_column(Text)
+    backend: Mapped[str] = mapped_column(Text)
+    settings: Mapped[Json] = mapped_column(server_default="{}")
+    tags: Mapped[JsonList] = mapped_column(server_default="[]")
+    isolation: Mapped[str] = mapped_column(Text, server_default="shared")
+
+    slots_per_vm: Mapped[int]
+    memory_bytes_per_vm: Mapped[BigInt | None]
+    instance_count: Mapped[int] = mapped_column(server_default="1")
+    is_elastic: Mapped[bool] = mapped_column(server_default="false")
+    elastic_minimum_slots: Mapped[int] = mapped_column(server_default="0")
+    elastic_maximum_slots: Mapped[int] = mapped_column(server_default="1")
+    elastic_minimum_idle_slots: Mapped[int] = mapped_column(server_default="0")
+    elastic_minimum_idle_time_s: Mapped[float] = mapped_column(server_default="0")
+    elastic_resize_factor: Mapped[float] = mapped_column(server_default="1")
+    elastic_resize_period_s: Mapped[float] = mapped_column(server_default="90")
+    heartbeat_s: Mapped[float] = mapped_column(server_default="10")
+    stalling_interval_s: Mapped[float] = mapped_column(server_default="60")
+
+    state: Mapped[str] = mapped_column(Text, server_default="UNSUBMITTED")
+    close_now: Mapped[bool] = mapped_column(server_default="false")  # closing without draining
+    last_resize_at: Mapped[Timestamp | None]
+    decision: Mapped[Json | None]  # the last sizing decision with its inputs
+    launch_failures: Mapped[int] = mapped_column(server_default="0")
+    paused_until: Mapped[Timestamp | None]
+    message: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[Created]
+    updated_at: Mapped[Created]
+    state_changed_at: Mapped[Created]
+    previous_state_changed_at: Mapped[Timestamp | None]
+    ended_at: Mapped[Timestamp | None]

@@ -1,0 +1,129 @@
+"""What users ask for besides submit and cancel: once more, follow, drain, room for a lease.
+
+Each call is all or nothing; the wake-ups leave with the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, text
+
+from remuda.errors import IllegalTransition, InstanceNotFound, Refused
+from remuda.models.database import rows
+from remuda.models.states import PoolState, VmState
+from remuda.models.vm_life import close_idle, lock_vms, move_vm
+
+_AGAIN = text("""
+    INSERT INTO jobs (pool_id, owner_id, spec_id, array_id, array_index, name, cores, memory_bytes,
+                      walltime_s, priority, max_attempts, follow)
+    SELECT coalesce(:pool, pool_id), owner_id, spec_id, array_id, array_index, name, cores,
+           memory_bytes, walltime_s, priority, max_attempts, follow
+    FROM jobs WHERE id = :id RETURNING id
+""")
+
+
+def submit_again(connection: Connection, job_id: int, *, pool_id: int | None = None) -> int:
+    """Insert a NEW job like `job_id`, sharing its spec, in its pool or another; return its id."""
+    made = connection.scalar(_AGAIN, {"id": job_id, "pool": pool_id})
+    return int(made)
+
+
+def follow_job(connection: Connection, job_id: int) -> None:
+    """Have the job's output passed on while it runs, also if it runs already."""
+    connection.execute(
+        text(
+            """UPDATE jobs SET follow = true
+               WHERE id = :id AND NOT follow AND state <> 'TERMINATED'"""
+        ),
+        {"id": job_id},
+    )
+
+
+def delete_pool(connection: Connection, pool_id: int) -> None:
+    """Have an ended (or never submitted) pool removed; raises Refused while it lives."""
+    found = connection.execute(
+        text(
+            """UPDATE pools SET state = 'PENDING_DELETE', ended_at = coalesce(ended_at, now()),
+                 previous_state_changed_at = state_changed_at, state_changed_at = now(),
+                 updated_at = clock_timestamp()
+               WHERE id = :id AND (state = 'CLOSED' OR state = 'UNSUBMITTED' AND NOT EXISTS (
+                 SELECT FROM jobs WHERE pool_id = :id AND state <> 'TERMINATED'))"""
+        ),
+        {"id": pool_id},
+    )
+    if found.rowcount:
+        return
+    state = connection.scalar(text("SELECT state FROM pools WHERE id = :id"), {"id": pool_id})
+    if state is not None and state != PoolState.PENDING_DELETE:
+        raise Refused(f"the pool is {state} and cannot be deleted", hint="close it first")
+
+
+def drain_vm(connection: Connection, vm_id: int) -> None:
+    """Have the VM take no new work; it stops when the old is done.
+
+    Raises InstanceNotFound, or IllegalTransition when it is stopping or gone.
+    """
+    state = lock_vms(connection, [vm_id]).get(vm_id)
+    if state is None:
+        raise InstanceNotFound(f"there is no VM {vm_id}")
+    if state in (VmState.STOPPING, VmState.HALTED):
+        raise IllegalTransition(f"VM {vm_id} is {state} and cannot be drained")
+    connection.execute(text("UPDATE vms SET draining = true WHERE id = :id"), {"id": vm_id})
+    connection.execute(text("SELECT pg_notify('remuda_wake', 'pool')"))
+
+
+def stop_vm(connection: Connection, vm_id: int, *, now: bool = False) -> bool:
+    """Have the VM terminated: at once if it is idle or `now`, else when its work is done.
+
+    Returns whether it goes at once; what still runs on it then is lost and placed anew.
+    """
+    drain_vm(connection, vm_id)
+    if now:
+        move_vm(connection, vm_id, VmState.STOPPING)
+        return True
+    return bool(close_idle(connection, [vm_id]))
+
+
+def request_lease(
+    connection: Connection, pool_ids: Sequence[int], *, slots: int, ttl_s: float
+) -> list[int]:
+    """Have the pools grow for a lease somebody waits for; return the requests' ids."""
+    statement = text("""
+        INSERT INTO lease_requests (pool_id, slots, expires_at)
+        SELECT id, :slots, now() + make_interval(secs => :ttl)
+        FROM unnest(CAST(:pools AS bigint[])) AS id RETURNING id""")
+    made = connection.scalars(
+        statement, {"slots": slots, "ttl": ttl_s, "pools": list(pool_ids)}
+    ).all()
+    connection.execute(text("SELECT pg_notify('remuda_wake', 'pool')"))
+    return list(made)
+
+
+def renew_requests(connection: Connection, request_ids: Sequence[int], *, ttl_s: float) -> None:
+    """Have the requests live `ttl_s` seconds from now."""
+    connection.execute(
+        text(
+            """UPDATE lease_requests SET expires_at = now() + make_interval(secs => :ttl)
+               WHERE id = ANY(:ids)"""
+        ),
+        {"ids": list(request_ids), "ttl": ttl_s},
+    )
+
+
+def withdraw_requests(connection: Connection, request_ids: Sequence[int]) -> None:
+    """Remove the requests: the lease is there, or nobody waits any more."""
+    connection.execute(
+        text("DELETE FROM lease_requests WHERE id = ANY(:ids)"), {"ids": list(request_ids)}
+    )
+
+
+def transaction_state(connection: Connection, transaction: str) -> str | None:
+    """Return how the transaction of that id ended: committed, aborted; or in progress."""
+    found = rows(connection, "SELECT pg_xact_status(CAST(:id AS xid8)) AS state", id=transaction)
+    return None if found[0]["state"] is None else str(found[0]["state"])
+
+
+def this_transaction(connection: Connection) -> str:
+    """Return the id of the open transaction, for `transaction_state`."""
+    return str(connection.scalar(text("SELECT CAST(pg_current_xact_id() AS text)")))

@@ -1,0 +1,199 @@
+"""What sizing sees and does: a locked pool with its VMs and demand, and the decision's effects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from remuda.models.base import sql_list
+from remuda.models.database import rows
+from remuda.models.states import OPEN_POOL, PoolState
+from remuda.models.vm_life import close_idle, insert_vms
+
+
+@dataclass(frozen=True, slots=True)
+class PoolDemand:
+    """A pool, its row locked, with its VMs (see `_VMS`) and its waiting work in slots."""
+
+    now: datetime
+    pool: Mapping[str, Any]
+    vms: tuple[Mapping[str, Any], ...]
+    queued_slots: int
+
+
+# Due: its period has passed, or VMs may have ended. The lock keeps two beats from sizing one pool.
+_DUE = f"""
+    SELECT * FROM pools WHERE state IN ({sql_list((*OPEN_POOL, PoolState.FAILURE, PoolState.CLOSING))})
+      AND (CAST(:pool AS bigint) IS NULL OR id = :pool)
+      AND (last_resize_at IS NULL OR NOT is_elastic OR state = 'CLOSING'
+           OR last_resize_at <= now() - make_interval(secs => elastic_resize_period_s))
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+"""
+
+_VMS = """
+    SELECT v.id, v.state, v.slots, v.draining, v.replaced,
+           least(v.slots, greatest(coalesce(a.cores, 0) + coalesce(l.slots, 0),
+                                   (coalesce(a.live, 0) > 0)::int)) AS busy_slots,
+           greatest(coalesce(a.cores, 0) - v.slots, 0) AS ahead_slots,
+           greatest(v.running_at, v.busy_at) AS idle_since
+    FROM vms v
+    LEFT JOIN LATERAL (SELECT sum(cores) FILTER (WHERE state <> 'EXITED')::int AS cores,
+                              count(*) AS live FROM attempts
+                       WHERE vm_id = v.id AND state IN ('PLACED', 'STARTED', 'EXITED')) a ON true
+    LEFT JOIN LATERAL (SELECT sum(slots)::int AS slots FROM leases
+                       WHERE vm_id = v.id AND NOT for_jobs AND released_at IS NULL) l ON true
+    WHERE v.pool_id = :pool AND v.state <> 'HALTED' ORDER BY v.id
+"""
+
+_QUEUED = text("""
+    SELECT (SELECT coalesce(sum(cores), 0) FROM jobs
+            WHERE pool_id = :pool AND state = 'NEW' AND cores <= :slots
+              AND coalesce(memory_bytes, 0) <= coalesce(:memory_bytes, 9223372036854775807)
+              AND (not_before IS NULL OR not_before <= now()))
+         + (SELECT coalesce(sum(slots), 0) FROM lease_requests
+            WHERE pool_id = :pool AND slots <= :slots AND expires_at > now())
+""")
+
+
+def due_pools(connection: Connection, *, pool_id: int | None = None) -> list[PoolDemand]:
+    """Lock the pools whose resize is due (or just `pool_id`, if due) and return what they need."""
+    now = connection.scalar(text("SELECT now()"))
+    found = []
+    for pool in rows(connection, _DUE, pool=pool_id):
+        vms = tuple(rows(connection, _VMS, pool=pool["id"]))
+        vm_size = {"slots": pool["slots_per_vm"], "memory_bytes": pool["memory_bytes_per_vm"]}
+        queued = connection.scalar(_QUEUED, {"pool": pool["id"], **vm_size})
+        ahead = sum(vm["ahead_slots"] for vm in vms)
+        found.append(PoolDemand(now, dict(pool), vms, int(queued) + ahead))
+    return found
+
+
+def next_due_s(connection: Connection) -> float | None:
+    """Return in how many seconds an elastic pool with waiting jobs is due; None if none waits."""
+    found = connection.scalar(
+        text(
+            f"""SELECT min(extract(epoch FROM p.last_resize_at - now()) + p.elastic_resize_period_s)
+                FROM pools p WHERE p.is_elastic AND p.state IN ({sql_list(OPEN_POOL)})
+                  AND EXISTS (SELECT FROM jobs j WHERE j.pool_id = p.id AND j.state = 'NEW')"""
+        )
+    )
+    return None if found is None else max(0.0, float(found))
+
+
+def apply_decision(
+    connection: Connection,
+    demand: PoolDemand,
+    *,
+    grow_vms: int,
+    close_vm_ids: Sequence[int],
+    drain_vm_ids: Sequence[int] = (),
+    decision: Mapping[str, Any],
+) -> tuple[list[int], list[int]]:
+    """Insert the new VMs, bring the idle ones to STOPPING, drain others, store the decision.
+
+    Returns (VMs to spawn, VMs to terminate): fewer are closed when one became busy meanwhile.
+    """
+    pool_id = demand.pool["id"]
+    born = insert_vms(connection, pool_id, grow_vms) if grow_vms else []
+    closed = close_idle(connection, close_vm_ids) if close_vm_ids else []
+    if drain_vm_ids:
+        connection.execute(
+            text("UPDATE vms SET draining = true WHERE id = ANY(:ids) AND NOT draining"),
+            {"ids": list(drain_vm_ids)},
+        )
+    if born:
+        connection.execute(
+            text(
+                """UPDATE vms SET replaced = true WHERE id IN (
+                     SELECT id FROM vms WHERE pool_id = :pool AND state = 'STALLED'
+                       AND NOT replaced ORDER BY id LIMIT :count)"""
+            ),
+            {"pool": pool_id, "count": len(born)},
+        )
+    connection.execute(
+        text(
+            """UPDATE pools SET last_resize_at = now(), decision = CAST(:decision AS jsonb)
+               WHERE id = :pool"""
+        ),
+        {"pool": pool_id, "decision": json.dumps(dict(decision), default=str)},
+    )
+    return born, closed
+
+
+def due_vms(connection: Connection, pool_id: int) -> tuple[Mapping[str, Any], ...]:
+    """Return the pool's VMs that are not halted, as they are after a decision."""
+    return tuple(rows(connection, _VMS, pool=pool_id))
+
+
+def note_launch(connection: Connection, pool_id: int, *, error: str | None) -> None:
+    """Count a failed launch, or forget the failures after a good one.
+
+    After each failure the pool pauses twice as long (2 s up to 5 min); from the fifth on it is in
+    FAILURE, loudly, until a launch after the pause succeeds.
+    """
+    if error is None:
+        connection.execute(
+            text(
+                """UPDATE pools SET launch_failures = 0, paused_until = NULL, message = NULL
+                   WHERE id = :pool AND launch_failures > 0"""
+            ),
+            {"pool": pool_id},
+        )
+        return
+    fails = f"launch_failures >= 4 AND state IN ({sql_list(OPEN_POOL)})"
+    connection.execute(
+        text(
+            f"""UPDATE pools SET launch_failures = launch_failures + 1, message = :error,
+                  paused_until = now() + make_interval(
+                    secs => least(300, power(2, least(launch_failures, 10) + 1))),
+                  state = CASE WHEN {fails} THEN 'FAILURE' ELSE state END,
+                  previous_state_changed_at = CASE WHEN {fails} THEN state_changed_at
+                    ELSE previous_state_changed_at END,
+                  state_changed_at = CASE WHEN {fails} THEN now() ELSE state_changed_at END
+                WHERE id = :pool"""
+        ),
+        {"pool": pool_id, "error": error[:2000]},
+    )
+
+
+def compute_state(demand: PoolDemand, vms: Sequence[Mapping[str, Any]]) -> PoolState:
+    """Return the state that follows from the pool's VMs, as they are now.
+
+    Dispatched: asked of the provider; executing: its runner answers; fully: all VMs it wants.
+    """
+    state = PoolState(demand.pool["state"])
+    if state is PoolState.CLOSING:
+        return PoolState.CLOSED if not vms else PoolState.CLOSING
+    if state is PoolState.FAILURE:
+        paused = demand.pool["paused_until"]
+        return PoolState.SUBMITTED if paused is None or paused <= demand.now else state
+    asked = [vm for vm in vms if vm["state"] not in ("ERROR", "STOPPING", "STALLED")]
+    running = sum(vm["state"] == "RUNNING" for vm in asked)
+    dispatched = sum(vm["state"] != "NEW" for vm in asked)
+    if running:
+        full = running == len(asked)
+        return PoolState.FULLY_EXECUTING if full else PoolState.PARTIALLY_EXECUTING
+    if dispatched:
+        full = dispatched == len(asked)
+        return PoolState.FULLY_DISPATCHED if full else PoolState.PARTIALLY_DISPATCHED
+    return PoolState.SUBMITTED
+
+
+def store_state(connection: Connection, demand: PoolDemand, state: PoolState) -> None:
+    """Store the computed state if it differs; the pool's row is locked."""
+    if state == demand.pool["state"]:
+        return
+    connection.execute(
+        text(
+            """UPDATE pools SET state = :state, previous_state_changed_at = state_changed_at,
+                 state_changed_at = now(),
+                 ended_at = CASE WHEN :state = 'CLOSED' THEN now() ELSE ended_at END
+               WHERE id = :pool AND state = :found"""
+        ),
+        {"pool": demand.pool["id"], "state": state, "found": demand.pool["state"]},
+    )

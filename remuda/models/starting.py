@@ -1,0 +1,67 @@
+"""What a runner must be told to start: the PLACED attempts of a VM, and the fence's floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from remuda.models.database import rows
+from remuda.models.exits import release_idle_leases
+
+_TO_START = """
+    SELECT a.id AS attempt_id, a.job_id, a.epoch, a.cores, a.memory_bytes, j.walltime_s, j.follow,
+           j.array_index, j.owner_id, s.command, s.environment, s.inputs, s.outputs, s.join_output,
+           s.output_limit_bytes
+    FROM attempts a JOIN jobs j ON j.id = a.job_id JOIN job_specs s ON s.id = j.spec_id
+    WHERE a.vm_id = :vm AND a.state = 'PLACED' AND (CAST(:ids AS bigint[]) IS NULL OR a.id = ANY(:ids))
+      AND a.placed_at <= now() - make_interval(secs => :age)
+    ORDER BY a.id
+"""
+
+
+def to_start(
+    connection: Connection,
+    vm_id: int,
+    *,
+    attempt_ids: Sequence[int] | None = None,
+    older_than_s: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Return the PLACED attempts of the VM (all, or of those ids), oldest first."""
+    ids = list(attempt_ids) if attempt_ids is not None else None
+    found = rows(connection, _TO_START, vm=vm_id, ids=ids, age=older_than_s)
+    return [dict(row) for row in found]
+
+
+def floor(connection: Connection, vm_id: int) -> int:
+    """Return the smallest id an attempt that may still start on the VM can have."""
+    found = connection.scalar(
+        text(
+            """SELECT coalesce((SELECT min(id) FROM attempts WHERE vm_id = :vm
+                 AND state IN ('PLACED', 'STARTED', 'EXITED')),
+               (SELECT coalesce(max(id), 0) + 1 FROM attempts WHERE vm_id = :vm))"""
+        ),
+        {"vm": vm_id},
+    )
+    return int(found)
+
+
+def take_back(connection: Connection, vm_id: int, attempt_ids: Sequence[int]) -> list[int]:
+    """Recall attempts that never started: CANCELLED, their jobs NEW again; return those ids.
+
+    The runner must have forgotten them, for good, before. The VM's row must be locked.
+    """
+    statement = text("""
+        WITH a AS (
+          UPDATE attempts SET state = 'CANCELLED', reason = 'CANCELLED', message = 'recalled',
+                 ended_at = now()
+          WHERE vm_id = :vm AND id = ANY(:ids) AND state = 'PLACED' RETURNING id, job_id, epoch
+        ), j AS (
+          UPDATE jobs SET state = 'NEW' FROM a
+          WHERE jobs.id = a.job_id AND jobs.epoch = a.epoch AND jobs.state = 'SUBMITTED'
+        ) SELECT id FROM a""")
+    taken = list(connection.scalars(statement, {"vm": vm_id, "ids": list(attempt_ids)}))
+    if taken:
+        release_idle_leases(connection, vm_id)
+    return taken

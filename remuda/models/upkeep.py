@@ -1,0 +1,78 @@
+"""What the sweeps look for: attempts that should have moved on, things past their time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, text
+
+from remuda.models import leases
+from remuda.models.cancel import cancel_stranded
+from remuda.models.database import rows
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Attempts by VM that a message may have missed, and VMs to compare with their runners."""
+
+    placed: dict[int, list[int]] = field(default_factory=dict)
+    exited: dict[int, list[int]] = field(default_factory=dict)
+    quiet: list[int] = field(default_factory=list)
+
+
+# PLACED ones behind a queue are told again too; the runner answers that it knows them.
+_WITHOUT_NEWS = """
+    SELECT a.vm_id, a.state, a.id FROM attempts a JOIN vms v ON v.id = a.vm_id
+    WHERE v.state = 'RUNNING' AND (
+      (a.state = 'PLACED' AND a.placed_at < now() - interval '5 seconds')
+      OR (a.state = 'EXITED' AND a.ended_at < now() - interval '10 seconds'))
+    ORDER BY a.vm_id, a.id LIMIT 5000
+"""
+
+# Compared once in a while even when all seems well: a VM whose attempt started long ago.
+_QUIET = """
+    SELECT DISTINCT a.vm_id FROM attempts a JOIN vms v ON v.id = a.vm_id
+    WHERE v.state = 'RUNNING' AND a.state = 'STARTED' AND a.started_at < now() - interval '30 seconds'
+      AND v.id % 6 = (extract(epoch FROM now())::bigint / 5) % 6
+"""
+
+
+def attempts_without_news(connection: Connection) -> Missed:
+    """Return the attempts that have been in one state for longer than their messages take."""
+    placed: dict[int, list[int]] = defaultdict(list)
+    exited: dict[int, list[int]] = defaultdict(list)
+    for row in rows(connection, _WITHOUT_NEWS):
+        (placed if row["state"] == "PLACED" else exited)[row["vm_id"]].append(row["id"])
+    return Missed(dict(placed), dict(exited), [row["vm_id"] for row in rows(connection, _QUIET)])
+
+
+def expire(
+    connection: Connection, *, heartbeat_retention_s: float, event_retention_s: float
+) -> None:
+    """End what is over: leases, lease requests, jobs that came as their pool ended, old history."""
+    leases.expire(connection)
+    cancel_stranded(connection)
+    connection.execute(text("DELETE FROM lease_requests WHERE expires_at < now()"))
+    connection.execute(
+        text(
+            """DELETE FROM heartbeats WHERE id IN (SELECT id FROM heartbeats
+                 WHERE at < now() - make_interval(secs => :age) ORDER BY at LIMIT 20000)"""
+        ),
+        {"age": heartbeat_retention_s},
+    )
+    connection.execute(
+        text(
+            """DELETE FROM output_chunks c USING attempts a WHERE a.id = c.attempt_id
+                 AND a.ended_at < now() - interval '1 minute'"""
+        )
+    )
+    connection.execute(
+        text(
+            # Of the oldest by id: there is no index on `at`, and none is needed.
+            """DELETE FROM events WHERE id IN (
+                 SELECT id FROM (SELECT id, at FROM events ORDER BY id LIMIT 20000) AS oldest
+                 WHERE at < now() - make_interval(secs => :age))"""
+        ),
+        {"age": event_retention_s},
+    )

@@ -1,0 +1,178 @@
+"""The life of VMs: guarded transitions, each one statement; zero rows raise and change nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from remuda.errors import IllegalTransition, InstanceNotFound
+from remuda.models.base import sql_list
+from remuda.models.database import rows
+from remuda.models.states import VM_EDGES, VmState
+
+_SILENT = (
+    VmState.SUBMITTED,
+    VmState.WAIT_SSH_CONTEXT,
+    VmState.CONTEXTUALIZING,
+    VmState.RUNNING,
+    VmState.STOPPING,
+)
+
+
+def _sources(target: VmState) -> tuple[VmState, ...]:
+    return tuple(old for old, targets in VM_EDGES.items() if target in targets)
+
+
+def move_vm(
+    connection: Connection,
+    vm_id: int,
+    target: VmState,
+    *,
+    allowed: Iterable[VmState] | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> None:
+    """Bring the VM to `target` from one of `allowed` (default: every edge into it).
+
+    `fields` are columns set with it. A STALLED VM that was replaced does not come back to RUNNING;
+    a HALTED one's leases are over. Raises InstanceNotFound, or IllegalTransition telling the state
+    found; nothing is changed then.
+    """
+    fields = dict(fields or {})
+    assignments = "".join(
+        f", {name} = {'CAST(:' + name + ' AS jsonb)' if isinstance(value, dict) else ':' + name}"
+        for name, value in fields.items()
+    )
+    if target is VmState.HALTED:
+        assignments += ", halted_at = now(), watcher = NULL, watch_expires_at = NULL"
+    elif target is VmState.RUNNING:
+        assignments += ", running_at = coalesce(running_at, now()), heartbeat_at = now()"
+    elif target is VmState.SUBMITTED:
+        assignments += ", submitted_at = now()"
+    elif target is VmState.STALLED:
+        # One that was being stopped is never taken up again, though it may still answer.
+        assignments += ", replaced = replaced OR state = 'STOPPING'"
+    guard = " AND NOT (state = 'STALLED' AND replaced)" if target is VmState.RUNNING else ""
+    states = [str(s) for s in (allowed if allowed is not None else _sources(target))]
+    done = connection.execute(
+        text(
+            f"""UPDATE vms SET state = :target, state_changed_at = now(){assignments}
+                WHERE id = :vm AND state = ANY(:allowed){guard}"""
+        ),
+        {
+            "vm": vm_id,
+            "target": target,
+            "allowed": states,
+            **{k: json.dumps(v) if isinstance(v, dict) else v for k, v in fields.items()},
+        },
+    )
+    if done.rowcount == 0:
+        found = connection.scalar(text("SELECT state FROM vms WHERE id = :vm"), {"vm": vm_id})
+        if found is None:
+            raise InstanceNotFound(f"there is no VM {vm_id}")
+        raise IllegalTransition(
+            f"VM {vm_id} is {found} and cannot become {target}",
+            hint=f"it must be one of {', '.join(states) or 'none'}",
+        )
+    if target is VmState.HALTED:
+        connection.execute(
+            text("UPDATE leases SET released_at = now() WHERE vm_id = :vm AND released_at IS NULL"),
+            {"vm": vm_id},
+        )
+
+
+def insert_vms(connection: Connection, pool_id: int, count: int) -> list[int]:
+    """Insert `count` VMs in NEW, the intent to make them, and return their ids."""
+    statement = text("""
+        INSERT INTO vms (pool_id, image_id, name, slots, memory_bytes)
+        SELECT p.id, p.image_id, p.name || '-' || nextval('vm_names'), p.slots_per_vm,
+               p.memory_bytes_per_vm
+        FROM pools p, generate_series(1, :count) WHERE p.id = :pool RETURNING id""")
+    return list(connection.scalars(statement, {"pool": pool_id, "count": count}))
+
+
+def validate_image(connection: Connection, vm_id: int) -> None:
+    """Mark the VM's image VALIDATED: a machine made of it has answered."""
+    connection.execute(
+        text(
+            """UPDATE images SET state = 'VALIDATED' FROM vms
+               WHERE vms.id = :vm AND images.id = vms.image_id AND images.state = 'NEW'"""
+        ),
+        {"vm": vm_id},
+    )
+
+
+def lock_vms(connection: Connection, vm_ids: Sequence[int]) -> dict[int, str]:
+    """Lock the VMs' rows in order and return their states."""
+    found = rows(
+        connection,
+        "SELECT id, state FROM vms WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE",
+        ids=list(vm_ids),
+    )
+    return {row["id"]: row["state"] for row in found}
+
+
+def close_idle(connection: Connection, vm_ids: Sequence[int]) -> list[int]:
+    """Bring those of the VMs that hold no attempt and no lease to STOPPING; return them.
+
+    Two statements: the locks first, so that the second sees what a dispatcher placed meanwhile.
+    """
+    lock_vms(connection, vm_ids)
+    statement = text("""
+        UPDATE vms SET state = 'STOPPING', state_changed_at = now()
+        WHERE id = ANY(:ids) AND state IN ('NEW', 'SUBMITTED', 'WAIT_SSH_CONTEXT', 'CONTEXTUALIZING',
+                                           'RUNNING', 'STALLED', 'ERROR')
+          AND NOT EXISTS (SELECT FROM attempts a WHERE a.vm_id = vms.id
+                          AND a.state IN ('PLACED', 'STARTED', 'EXITED'))
+          AND NOT EXISTS (SELECT FROM leases l WHERE l.vm_id = vms.id AND NOT l.for_jobs
+                          AND l.released_at IS NULL)
+        RETURNING id""")
+    return list(connection.scalars(statement, {"ids": list(vm_ids)}))
+
+
+def silent_vms(connection: Connection) -> list[int]:
+    """Lock and return the VMs without a sign of life for their pool's stalling interval.
+
+    The time counts only while somebody listened: since the sweeps have run without a gap, and for a
+    running VM only under a watch, anew when the watch has gone to another worker. A VM still booting gets at least a minute; one that was stopped
+    before the provider named it has nothing to be heard of.
+    """
+    found = rows(
+        connection,
+        f"""SELECT v.id FROM vms v JOIN pools p ON p.id = v.pool_id, sweeps s
+            WHERE s.name = 'declare_stalled' AND v.state IN ({sql_list(_SILENT)})
+              AND v.provider_id IS NOT NULL
+              AND (v.state <> 'RUNNING' OR v.watch_expires_at > now())
+              AND greatest(v.heartbeat_at, v.state_changed_at, v.listening_since, s.since) < now() - make_interval(
+                secs => CASE WHEN v.state = 'RUNNING' THEN p.stalling_interval_s
+                             ELSE greatest(p.stalling_interval_s, 60) END)
+            ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED""",
+    )
+    return [row["id"] for row in found]
+
+
+def stalled_for_good(connection: Connection) -> list[int]:
+    """Lock and return the STALLED VMs that were replaced or silent for another interval."""
+    found = rows(
+        connection,
+        """SELECT v.id FROM vms v JOIN pools p ON p.id = v.pool_id
+           WHERE v.state = 'STALLED' AND (v.replaced OR v.state_changed_at <
+                 now() - make_interval(secs => p.stalling_interval_s))
+           ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED""",
+    )
+    return [row["id"] for row in found]
+
+
+def note_sweep(connection: Connection, name: str, *, gap_s: float) -> None:
+    """Record that sweep `name` runs; a pause longer than `gap_s` seconds starts its time anew."""
+    connection.execute(
+        text(
+            """INSERT INTO sweeps AS s (name, last_run_at, since) VALUES (:name, now(), now())
+               ON CONFLICT (name) DO UPDATE SET last_run_at = now(), since = CASE
+                 WHEN s.last_run_at < now() - make_interval(secs => :gap) THEN now()
+                 ELSE s.since END"""
+        ),
+        {"name": name, "gap": gap_s},
+    )

@@ -1,0 +1,130 @@
+"""VMs, their heartbeats, and the leases on their slots."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from remuda.models.base import Base, BigId, BigInt, Created, Json, Timestamp, one_of
+from remuda.models.states import VmState
+
+
+class Vm(Base):
+    """One machine, from the intent to make it until the provider confirmed that it is gone."""
+
+    __tablename__ = "vms"
+    __table_args__ = (
+        one_of("state", VmState),
+        CheckConstraint("slots BETWEEN 1 AND 100000", name="slots"),
+        CheckConstraint("memory_bytes > 0", name="memory_bytes"),
+        CheckConstraint("(state = 'HALTED') = (halted_at IS NOT NULL)", name="halted"),
+        CheckConstraint(
+            "provider_id IS NOT NULL OR state IN ('NEW', 'STOPPING', 'ERROR', 'HALTED')",
+            name="provider_id",
+        ),
+        CheckConstraint("(watcher IS NULL) = (watch_expires_at IS NULL)", name="watch"),
+        Index("ix_vms_live", "pool_id", postgresql_where=text("state <> 'HALTED'")),
+        Index("ix_vms_pool_id_id", "pool_id", "id"),
+    )
+
+    id: Mapped[BigId]
+    pool_id: Mapped[BigInt] = mapped_column(ForeignKey("pools.id"))
+    image_id: Mapped[BigInt] = mapped_column(ForeignKey("images.id"))
+    name: Mapped[str] = mapped_column(Text, unique=True)
+    # The idempotency token: committed before the provider is asked, and tagged on the machine.
+    token: Mapped[uuid.UUID] = mapped_column(server_default=func.gen_random_uuid(), unique=True)
+    provider_id: Mapped[str | None] = mapped_column(Text)
+    address: Mapped[Json] = mapped_column(server_default="{}")
+    private_ip: Mapped[str | None] = mapped_column(Text)
+    public_ip: Mapped[str | None] = mapped_column(Text)
+
+    slots: Mapped[int]
+    memory_bytes: Mapped[BigInt | None]
+    architecture: Mapped[str | None] = mapped_column(Text)
+
+    state: Mapped[str] = mapped_column(Text, server_default="NEW")
+    draining: Mapped[bool] = mapped_column(server_default="false")
+    replaced: Mapped[bool] = mapped_column(server_default="false")
+    error: Mapped[str | None] = mapped_column(Text)
+
+    heartbeat_at: Mapped[Timestamp | None]
+    load: Mapped[float | None]
+    # The last entry of the runner's journal that these tables hold.
+    journal_n: Mapped[BigInt] = mapped_column(server_default="0")
+    watcher: Mapped[str | None] = mapped_column(Text)
+    watch_expires_at: Mapped[Timestamp | None]
+    # Since when somebody listens: silence counts from here on, if the VM was well until then.
+    listening_since: Mapped[Timestamp | None]
+
+    created_at: Mapped[Created]
+    submitted_at: Mapped[Timestamp | None]
+    running_at: Mapped[Timestamp | None]
+    busy_at: Mapped[Timestamp | None]  # when its last attempt or lease ended
+    state_changed_at: Mapped[Created]
+    halted_at: Mapped[Timestamp | None]
+
+
+class Heartbeat(Base):
+    """History of what the VMs reported; append-only, kept for a set time."""
+
+    __tablename__ = "heartbeats"
+    __table_args__ = (
+        Index("ix_heartbeats_vm_id_at", "vm_id", "at"),
+        Index("ix_heartbeats_at", "at"),
+    )
+
+    id: Mapped[BigId]
+    vm_id: Mapped[BigInt] = mapped_column(ForeignKey("vms.id", ondelete="CASCADE"))
+    at: Mapped[Created]
+    load: Mapped[float]
+    running_jobs: Mapped[int]
+    memory_free_bytes: Mapped[BigInt]
+    disk_free_bytes: Mapped[BigInt]
+    uptime_s: Mapped[float]
+
+
+class Lease(Base):
+    """An owner's right to slots of a VM.
+
+    `for_jobs`: held by the owner's live attempts on the VM, as long as there are any. Otherwise
+    taken by a user without a job, and over at `expires_at` unless renewed with its `token`.
+    """
+
+    __tablename__ = "leases"
+    __table_args__ = (
+        CheckConstraint("slots > 0", name="slots"),
+        CheckConstraint("for_jobs OR expires_at IS NOT NULL", name="expires"),
+        Index(
+            "uq_leases_vm_owner_jobs",
+            "vm_id",
+            "owner_id",
+            unique=True,
+            postgresql_where=text("for_jobs AND released_at IS NULL"),
+        ),
+        Index("ix_leases_open", "vm_id", postgresql_where=text("released_at IS NULL")),
+    )
+
+    id: Mapped[BigId]
+    vm_id: Mapped[BigInt] = mapped_column(ForeignKey("vms.id"))
+    owner_id: Mapped[BigInt] = mapped_column(ForeignKey("owners.id"))
+    sandbox: Mapped[str] = mapped_column(Text, server_default="")
+    for_jobs: Mapped[bool]
+    slots: Mapped[int]
+    token: Mapped[uuid.UUID] = mapped_column(server_default=func.gen_random_uuid())
+    acquired_at: Mapped[Created]
+    expires_at: Mapped[Timestamp | None]
+    released_at: Mapped[Timestamp | None]
+
+
+class LeaseRequest(Base):
+    """Somebody waits for a lease: demand that pools grow for; gone when it expires."""
+
+    __tablename__ = "lease_requests"
+    __table_args__ = (CheckConstraint("slots > 0", name="slots"),)
+
+    id: Mapped[BigId]
+    pool_id: Mapped[BigInt] = mapped_column(ForeignKey("pools.id", ondelete="CASCADE"), index=True)
+    slots: Mapped[int]
+    expires_at: Mapped[Timestamp]

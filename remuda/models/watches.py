@@ -1,0 +1,106 @@
+"""Watches and heartbeats: which worker hears a VM, and what it heard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from remuda.models.database import rows
+
+_COLUMNS = (
+    "v.id, v.name, v.address, v.provider_id, v.journal_n, v.state, p.backend, p.id AS pool_id"
+)
+
+_CLAIM = f"""
+    WITH free AS (
+      SELECT id FROM vms
+      WHERE state IN ('RUNNING', 'STALLED') AND (watch_expires_at IS NULL OR watch_expires_at < now()
+             OR watcher = :worker) AND (CAST(:ids AS bigint[]) IS NULL OR id = ANY(:ids))
+      -- The worker's own come last, or they would take up the limit at every call.
+      ORDER BY coalesce(watcher = :worker AND watch_expires_at >= now(), false), id
+      LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
+    ), v AS (
+      UPDATE vms SET watcher = :worker, watch_expires_at = now() + make_interval(secs => :ttl),
+        -- A VM that was well when its last watcher was has not been silent: nobody listened.
+        listening_since = CASE
+          WHEN watcher IS DISTINCT FROM :worker AND (watch_expires_at IS NULL
+               OR watch_expires_at - make_interval(secs => :ttl) - heartbeat_at
+                  < make_interval(secs => pools.stalling_interval_s))
+          THEN now() ELSE listening_since END
+      FROM free, pools WHERE vms.id = free.id AND pools.id = vms.pool_id RETURNING vms.*
+    )
+    SELECT {_COLUMNS} FROM v JOIN pools p ON p.id = v.pool_id
+"""
+
+_HEARD = text("""
+    WITH r AS (
+      SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
+        vm_id bigint, load float8, running_jobs int, memory_free_bytes bigint,
+        disk_free_bytes bigint, uptime_s float8)
+    ), v AS (
+      UPDATE vms SET heartbeat_at = now(), load = r.load FROM r
+      WHERE vms.id = r.vm_id AND vms.state <> 'HALTED' RETURNING vms.id
+    )
+    INSERT INTO heartbeats (vm_id, load, running_jobs, memory_free_bytes, disk_free_bytes, uptime_s)
+    SELECT r.* FROM r JOIN v ON v.id = r.vm_id
+""")
+
+
+def claim_watches(
+    connection: Connection,
+    worker: str,
+    *,
+    ttl_s: float,
+    vm_ids: Sequence[int] | None = None,
+    most: int = 50,
+) -> list[dict[str, Any]]:
+    """Take the watch of up to `most` VMs nobody else watches (of `vm_ids`, if given); return them.
+
+    Those the worker watches already are renewed and returned too, if the limit leaves room.
+    """
+    ids = list(vm_ids) if vm_ids is not None else None
+    found = rows(connection, _CLAIM, worker=worker, ttl=ttl_s, ids=ids, most=most)
+    return [dict(row) for row in found]
+
+
+def renew_watches(
+    connection: Connection, worker: str, vm_ids: Sequence[int], *, ttl_s: float
+) -> set[int]:
+    """Renew the worker's watches; return those it still holds."""
+    statement = text("""
+        UPDATE vms SET watch_expires_at = now() + make_interval(secs => :ttl)
+        WHERE id = ANY(:ids) AND watcher = :worker RETURNING id""")
+    return set(connection.scalars(statement, {"worker": worker, "ids": list(vm_ids), "ttl": ttl_s}))
+
+
+def release_watches(connection: Connection, worker: str) -> None:
+    """Give up all watches of the worker, so that others take them at once."""
+    connection.execute(
+        text("UPDATE vms SET watcher = NULL, watch_expires_at = NULL WHERE watcher = :worker"),
+        {"worker": worker},
+    )
+
+
+def record_heartbeats(connection: Connection, beats: Sequence[Mapping[str, Any]]) -> None:
+    """Record what VMs reported (the columns of `heartbeats`), one beat a VM."""
+    if beats:
+        connection.execute(_HEARD, {"rows": json.dumps([dict(beat) for beat in beats])})
+
+
+def call_watchers(connection: Connection) -> None:
+    """Have every worker's watcher look for VMs nobody watches."""
+    connection.execute(text("SELECT pg_notify('remuda_wake', 'watch')"))
+
+
+def vm_for_channel(connection: Connection, vm_id: int) -> dict[str, Any] | None:
+    """Return what is needed to reach the VM; None when it is halted or was never made."""
+    found = rows(
+        connection,
+        f"""SELECT {_COLUMNS} FROM vms v JOIN pools p ON p.id = v.pool_id
+            WHERE v.id = :vm AND v.state NOT IN ('NEW', 'HALTED')""",
+        vm=vm_id,
+    )
+    return dict(found[0]) if found else None

@@ -1,0 +1,210 @@
+"""Take up VMs: claim the watch, connect, agree with the runner on what is live; recover lost ones."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sqlalchemy import Connection
+
+from remuda.errors import IllegalTransition, ProviderError, RemudaError, VmUnreachable
+from remuda.models import collect, watches
+from remuda.models.states import VmState
+from remuda.models.vm_life import lock_vms, move_vm
+from remuda.tasks import logs, messages, recording
+from remuda.tasks.links import vm_address
+from remuda.tasks.runtime import Runtime
+from remuda.workers.channel import Channel
+from remuda.workers.providers import get_provider
+
+log = logging.getLogger(__name__)
+_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0)
+
+
+class Attacher:
+    """Attaches this worker to VMs in a few threads of its own, so that nothing waits for it."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        heard: Callable[[int, Channel, dict[str, Any] | None], None],
+        wake: Callable[[str], None],
+    ) -> None:
+        """`heard` gets what runners push and, with None, that a channel closed."""
+        self._runtime = runtime
+        self._heard = heard
+        self._wake = wake
+        self._stop = threading.Event()
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="remuda-attach")
+        self._busy: set[int] = set()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Stop attaching."""
+        self._stop.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def claim(self, vm_ids: Sequence[int] | None = None) -> int:
+        """Claim VMs nobody watches (of `vm_ids`, if given) and attach to them; return how many."""
+        runtime = self._runtime
+        rows = runtime.transact(
+            lambda c: watches.claim_watches(
+                c, runtime.worker, ttl_s=runtime.settings.watch_ttl_s, vm_ids=vm_ids
+            )
+        )
+        watched = runtime.links.watched()
+        rows = [row for row in rows if row["id"] not in watched]
+        for row in rows:
+            self._begin(row["id"])
+        return len(rows)
+
+    def lost_channel(self, vm_id: int, channel: Channel) -> None:
+        """The channel closed by itself: if it was the watch, try to get the VM back."""
+        if self._runtime.links.drop(vm_id, channel):
+            log.warning("lost the channel to VM %d", vm_id, extra={"vm_id": vm_id})
+            self._begin(vm_id)
+
+    def _begin(self, vm_id: int) -> None:
+        with self._lock:
+            if vm_id in self._busy or self._stop.is_set():
+                return
+            self._busy.add(vm_id)
+        self._threads.submit(self._take_up, vm_id)
+
+    def _take_up(self, vm_id: int) -> None:
+        try:
+            for pause in _PAUSES_S:
+                if self._stop.wait(pause) or self._tried(vm_id):
+                    return
+            log.warning(
+                "cannot reach VM %d; its heartbeats will tell", vm_id, extra={"vm_id": vm_id}
+            )
+        except Exception:
+            log.exception("could not take up VM %d", vm_id, extra={"vm_id": vm_id})
+        finally:
+            with self._lock:
+                self._busy.discard(vm_id)
+
+    def _tried(self, vm_id: int) -> bool:
+        """Try once; True when there is nothing left to try."""
+        runtime = self._runtime
+        rows = runtime.transact(
+            lambda c: watches.claim_watches(
+                c, runtime.worker, ttl_s=runtime.settings.watch_ttl_s, vm_ids=[vm_id]
+            )
+        )
+        if not rows:
+            return True  # ended, or another worker's by now
+        try:
+            self.attach(rows[0])
+            return True
+        except VmUnreachable as error:
+            log.info("VM %d does not answer: %s", vm_id, error, extra={"vm_id": vm_id})
+        if is_gone(runtime, rows[0]):
+            vanish(runtime, vm_id, "the VM is gone at the provider")
+            self._wake("vm")
+            return True
+        try:
+            runtime.links.backend(rows[0]["backend"]).revive(vm_address(rows[0]))
+            log.warning("restarted the runner of VM %d", vm_id, extra={"vm_id": vm_id})
+        except RemudaError as error:
+            log.info("cannot restart the runner of VM %d: %s", vm_id, error)
+        return False
+
+    def attach(self, row: Mapping[str, Any]) -> Channel:
+        """Open the watch on the VM of `row` and agree with its runner; raises VmUnreachable."""
+        vm_id = row["id"]
+        channel = self._runtime.links.watch(
+            row,
+            on_push=lambda channel, message: self._heard(vm_id, channel, message),
+            on_close=lambda channel: self._heard(vm_id, channel, None),
+        )
+        agree(self._runtime, row, channel)
+        if row["state"] == VmState.STALLED:
+            self._revive(vm_id)
+        self._wake("dispatch")
+        return channel
+
+    def _revive(self, vm_id: int) -> None:
+        def work(connection: Connection) -> None:
+            move_vm(connection, vm_id, VmState.RUNNING, allowed=[VmState.STALLED])
+
+        try:
+            self._runtime.transact(work)
+            logs.transition("vm", vm_id, "RUNNING", after="STALLED")
+        except IllegalTransition as error:
+            log.info("VM %d is not revived: %s", vm_id, error)
+
+
+def agree(runtime: Runtime, row: Mapping[str, Any], channel: Channel) -> None:
+    """Compare what the runner has with what is live in the database; the database wins.
+
+    What the runner has and the database gave up is killed there; what the runner was never told
+    is sent again; a journal older than what was recorded means that the machine was replaced.
+    """
+    vm_id = row["id"]
+    newest = channel.request("hello", watch=False, since=0)["journal"]
+    status = channel.request("status")
+    if newest < row["journal_n"]:
+        vanish(runtime, vm_id, "the runner's journal is not the one this VM had")
+        return
+    live = runtime.transact(lambda c: collect.live_attempts(c, [vm_id]))
+    wanted = {attempt["attempt_id"]: attempt["state"] for attempt in live}
+    queued = set(status["queued"])
+    running = {pair[0] for pair in status["running"]}
+    exited = set(status["exited"])
+    astray = sorted((queued | running) - set(wanted))
+    if astray:
+        log.warning(
+            "VM %d runs attempts that were given up; they are killed",
+            vm_id,
+            extra={"vm_id": vm_id, "attempt_ids": astray},
+        )
+        channel.send("cancel", a=astray, grace=0)
+    leftover = sorted(exited - set(wanted))
+    if leftover:
+        channel.send("free", a=leftover)
+    untold = [a for a, s in wanted.items() if s == "PLACED" and a not in queued | running | exited]
+    if untold:
+        messages.submit_job(vm_id, untold)
+
+
+def is_gone(runtime: Runtime, row: Mapping[str, Any]) -> bool:
+    """Return whether the provider says that the VM no longer exists; not knowing is False."""
+    provider_kind = runtime.transact(lambda c: _provider_of(c, row["pool_id"]))
+    try:
+        described = get_provider(provider_kind, runtime.settings).describe([row["provider_id"]])
+    except ProviderError as error:
+        log.warning("the provider %s does not answer: %s", provider_kind, error)
+        return False
+    found = described.get(row["provider_id"])
+    return found is None or found.state == "gone"
+
+
+def _provider_of(connection: Connection, pool_id: int) -> str:
+    from sqlalchemy import text
+
+    return str(
+        connection.scalar(text("SELECT provider FROM pools WHERE id = :id"), {"id": pool_id})
+    )
+
+
+def vanish(runtime: Runtime, vm_id: int, why: str) -> None:
+    """Give the VM up in one transaction: ERROR, its attempts LOST, their jobs placed anew."""
+
+    def work(connection: Connection) -> int:
+        state = lock_vms(connection, [vm_id]).get(vm_id)
+        if state in (None, VmState.HALTED, VmState.STOPPING, VmState.ERROR):
+            return 0
+        move_vm(connection, vm_id, VmState.ERROR, fields={"error": why})
+        lost = recording.lose_attempts(connection, vm_id, why)
+        move_vm(connection, vm_id, VmState.STOPPING)
+        return lost
+
+    lost = runtime.transact(work)
+    logs.transition("vm", vm_id, "ERROR", error=why, attempts_lost=lost)
+    runtime.links.drop(vm_id)
+    messages.terminate_vm([vm_id])

@@ -1,0 +1,166 @@
+"""What becomes of a job when an attempt of it ended: applies `remuda.workers.retry` to the facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection
+
+from remuda.models.exits import AttemptFacts, Outcome, facts
+from remuda.models.states import Reason
+from remuda.workers import retry
+
+MAX_LOSSES = 5  # a job that took this many VMs with it is stopped, and says so
+
+
+def settle(known: AttemptFacts | None, outcome: Outcome) -> Outcome:
+    """Complete the outcome of an attempt that did not end well: is its job run again?"""
+    if known is None:
+        return outcome  # replaced meanwhile; recording it will change nothing
+    loss = outcome.reason == Reason.LOST
+    if known.cancelled and outcome.reason in (Reason.LOST, Reason.CANCELLED):
+        return replace(outcome, job_state="TERMINATED", reason=str(Reason.CANCELLED))
+    if outcome.reason == Reason.CANCELLED:
+        return replace(outcome, job_state="TERMINATED")
+    started = known.state != "PLACED" or outcome.started_age_s is not None
+    failure = not loss
+    decided = retry.decide(
+        retry.RetryPolicy(max_attempts=known.max_attempts, max_losses=MAX_LOSSES),
+        retry.Outcome(
+            reason=outcome.reason,
+            attempts=known.failures + int(failure),
+            losses=known.losses + int(loss and started),
+        ),
+    )
+    again = isinstance(decided, retry.Requeue) and not known.cancelled
+    counted = replace(outcome, failure=failure, loss=loss and started)
+    if again and isinstance(decided, retry.Requeue):
+        return replace(counted, job_state="NEW", delay_s=decided.delay_s)
+    told = outcome.message
+    if isinstance(decided, retry.GiveUp) and decided.message and loss:
+        told = decided.message
+    return replace(counted, job_state="TERMINATED", message=told)
+
+
+def of_entries(
+    connection: Connection, entries: Sequence[tuple[Mapping[str, Any], float]]
+) -> list[Outcome]:
+    """Return the outcomes of a runner's exit entries, each with the time it is on that clock."""
+    bad = [entry["a"] for entry, _ in entries if entry["why"] != "OK"]
+    known = facts(connection, bad) if bad else {}
+    return [_of_entry(known.get(entry["a"]), entry, now_s) for entry, now_s in entries]
+
+
+def _of_entry(known: AttemptFacts | None, entry: Mapping[str, Any], now_s: float) -> Outcome:
+    pending = _pending(entry)
+    started = entry.get("s")
+    ran = entry.get("st") is not None or entry.get("sig") is not None
+    reason = entry["why"]
+    outcome = Outcome(
+        attempt_id=entry["a"],
+        state="COLLECTED" if ran else "FAILED",
+        job_state="TERMINATED",
+        reason=reason,
+        exit_code=entry.get("st"),
+        signal=entry.get("sig"),
+        message=_clean(entry.get("msg")),
+        started_age_s=None if started is None else max(0.0, now_s - started),
+        ended_age_s=max(0.0, now_s - entry.get("x", now_s)),
+        user_s=entry.get("u"),
+        system_s=entry.get("sy"),
+        max_rss_bytes=entry.get("rss"),
+    )
+    if reason in (Reason.LOST, Reason.CANCELLED):
+        return settle(known, replace(outcome, state=reason))
+    if ran and pending is not None:
+        return replace(outcome, state="EXITED", job_state="TERMINATING", pending=pending)
+    return outcome if reason == Reason.OK else settle(known, outcome)
+
+
+def _pending(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    files = dict(entry.get("f") or {})
+    streams = [name for name, key in (("stdout", "osp"), ("stderr", "esp")) if entry.get(key)]
+    return {"files": files, "streams": streams} if files or streams else None
+
+
+def inline_outputs(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the streams that came along in an exit entry."""
+    return [
+        {
+            "attempt_id": entry["a"],
+            "kind": "stream",
+            "name": name,
+            "size": entry.get(size) or 0,
+            "data": entry[key],
+            "url": None,
+        }
+        for name, key, size in (("stdout", "o", "os"), ("stderr", "er", "es"))
+        if entry.get(key)
+    ]
+
+
+def lost(
+    connection: Connection, attempts: Sequence[Mapping[str, Any]], message: str
+) -> tuple[list[Outcome], list[Outcome]]:
+    """Return the outcomes of losing live attempts: (those on their way, those EXITED)."""
+    known = facts(connection, [row["attempt_id"] for row in attempts])
+    outcomes = [
+        settle(
+            known.get(row["attempt_id"]),
+            Outcome(
+                attempt_id=row["attempt_id"],
+                state="LOST",
+                job_state="TERMINATED",
+                reason=str(Reason.LOST),
+                message=message,
+            ),
+        )
+        for row in attempts
+    ]
+    exited = {row["attempt_id"] for row in attempts if row["state"] == "EXITED"}
+    return (
+        [o for o in outcomes if o.attempt_id not in exited],
+        [o for o in outcomes if o.attempt_id in exited],
+    )
+
+
+def failed_to_start(
+    connection: Connection, attempt_ids: Sequence[int], message: str
+) -> list[Outcome]:
+    """Return the outcomes of attempts whose inputs could not be staged."""
+    known = facts(connection, attempt_ids)
+    return [
+        settle(
+            known.get(attempt_id),
+            Outcome(
+                attempt_id=attempt_id,
+                state="FAILED",
+                job_state="TERMINATED",
+                reason=str(Reason.STAGING),
+                message=_clean(message),
+            ),
+        )
+        for attempt_id in attempt_ids
+    ]
+
+
+def collected(
+    known: AttemptFacts | None, row: Mapping[str, Any], *, failure: str | None = None
+) -> Outcome:
+    """Return the outcome of an EXITED attempt whose outputs were fetched, or could not be."""
+    outcome = Outcome(
+        attempt_id=row["attempt_id"],
+        state="COLLECTED" if failure is None else "FAILED",
+        job_state="TERMINATED",
+        reason=row["reason"] if failure is None else str(Reason.STAGING),
+        message=row["message"] if failure is None else _clean(failure),
+        started_age_s=0.0,
+    )
+    return outcome if outcome.reason == Reason.OK else settle(known, outcome)
+
+
+def _clean(message: str | None) -> str | None:
+    """Return a message PostgreSQL can hold: no NUL, no endless text."""
+    return None if message is None else message.replace("\0", "")[:4000]

@@ -1,0 +1,82 @@
+"""remuda.enqueue: jobs from a producer that can reach only the broker, as plain JSON."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import Connection
+
+from remuda.errors import BadInput, Refused
+from remuda.models.pool_life import find_pool
+from remuda.models.states import OPEN_POOL, PoolState
+from remuda.models.submit import NewJob, NewSpec, insert_jobs, owner_id
+from remuda.spec import JobSpec
+from remuda.tasks.runtime import Runtime
+
+log = logging.getLogger(__name__)
+_KEYS = {f.name for f in fields(JobSpec)} - {"inputs", "output_dir", "idempotency_key"}
+
+
+def enqueue(
+    runtime: Runtime, specs: Sequence[Mapping[str, Any]], *, pool: str, owner: str, key: str
+) -> list[int]:
+    """Submit the specs (keys of JobSpec, without files of the producer's) and return the job ids.
+
+    `key` with a spec's place in the list is its idempotency key, so a repeated message submits
+    nothing twice. Raises BadInput for a wrong spec and Refused for a pool that is not open.
+    """
+    if not 0 < len(key) <= 200:
+        raise BadInput("enqueue needs an idempotency key of 1 to 200 characters")
+    parsed = [_parse(spec) for spec in specs]
+
+    def work(connection: Connection) -> list[int]:
+        found = find_pool(connection, pool)
+        if found["state"] not in (*OPEN_POOL, PoolState.UNSUBMITTED, PoolState.FAILURE):
+            raise Refused(f"pool {pool} is {found['state']}", hint="choose an open pool")
+        return insert_jobs(
+            connection,
+            [_new_spec(spec, runtime.settings.output_limit_bytes) for spec in parsed],
+            [
+                NewJob(
+                    spec=place,
+                    name=spec.name,
+                    cores=spec.cores,
+                    memory_bytes=spec.memory_bytes,
+                    walltime_s=spec.walltime_s,
+                    priority=spec.priority,
+                    max_attempts=spec.retries + 1,
+                    idempotency_key=f"{key}:{place}",
+                    follow=spec.follow,
+                )
+                for place, spec in enumerate(parsed)
+            ],
+            pool_id=found["id"],
+            owner=owner_id(connection, owner),
+        )
+
+    ids = runtime.transact(work)
+    log.info("enqueued %d jobs", len(ids), extra={"pool": pool})
+    return ids
+
+
+def _parse(spec: Mapping[str, Any]) -> JobSpec:
+    unknown = sorted(set(spec) - _KEYS)
+    if unknown:
+        raise BadInput(
+            f"enqueue does not take {', '.join(map(str, unknown))}",
+            hint=f"keys: {', '.join(sorted(_KEYS))}",
+        )
+    return JobSpec(**spec)
+
+
+def _new_spec(spec: JobSpec, limit: int) -> NewSpec:
+    return NewSpec(
+        command=list(spec.words),
+        environment=dict(spec.environment or {}),
+        outputs=[{"name": f.name, "optional": f.optional} for f in spec.output_files],
+        join_output=spec.join_output,
+        output_limit_bytes=limit,
+    )

@@ -1,0 +1,234 @@
+"""The life of VMs, step by step: spawn, contextualize, terminate, and what the sweeps find."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection
+
+from remuda.errors import IllegalTransition, ProviderError, RemudaError, VmUnreachable
+from remuda.models import machines as models
+from remuda.models import vm_life, watches
+from remuda.models.sizing import note_launch
+from remuda.models.states import VmState
+from remuda.tasks import logs, messages, recording
+from remuda.tasks.links import CONNECT_TIMEOUT_S, vm_address
+from remuda.tasks.runtime import Runtime
+from remuda.tasks.watching import this_watcher
+from remuda.workers.providers import get_provider
+from remuda.workers.providers.base import VmDescription, VmSpec
+
+log = logging.getLogger(__name__)
+STALL_GAP_S = 15.0  # a longer pause between sweeps means that nobody was listening
+
+
+def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
+    """Make the machine of a NEW VM and bring it to RUNNING; True when it got there.
+
+    Each step is taken up where the last try left it: the provider knows the token, so repeating
+    spawns nothing twice. A failed launch is recorded, its remains terminated, the pool backs off.
+    """
+    row = runtime.transact(lambda c: models.vm_with_pool(c, vm_id))
+    if row is None or row["state"] not in (VmState.NEW, VmState.SUBMITTED):
+        return False
+    provider = get_provider(row["provider"], runtime.settings)
+    try:
+        if row["state"] == VmState.NEW:
+            provider_id = provider.spawn(_spec(row), str(row["token"]))
+            found = provider.describe([provider_id]).get(provider_id)
+            if found is None or found.state == "gone":
+                raise VmUnreachable("the VM was gone as soon as it was made")
+            runtime.transact(lambda c: _submitted(c, vm_id, provider_id, found))
+            logs.transition("vm", vm_id, "SUBMITTED", provider_id=provider_id)
+        _contextualize(runtime, vm_id)
+    except IllegalTransition as error:
+        log.info("VM %d was taken further by somebody else: %s", vm_id, error)
+        return False
+    except (ProviderError, VmUnreachable) as error:
+        _failed(runtime, row, f"{type(error).__name__}: {error}")
+        return False
+    return True
+
+
+def _spec(row: Mapping[str, Any]) -> VmSpec:
+    return VmSpec(
+        name=row["name"],
+        pool=row["pool"],
+        slots=row["slots"],
+        memory_bytes=row["memory_bytes"],
+        heartbeat_s=row["heartbeat_s"],
+        settings=row["settings"],
+    )
+
+
+def _submitted(connection: Connection, vm_id: int, provider_id: str, found: VmDescription) -> None:
+    vm_life.move_vm(
+        connection,
+        vm_id,
+        VmState.SUBMITTED,
+        fields={
+            "provider_id": provider_id,
+            "address": dict(found.address),
+            "private_ip": found.private_ip,
+            "public_ip": found.public_ip,
+        },
+    )
+
+
+def _contextualize(runtime: Runtime, vm_id: int) -> None:
+    """Meet the runner for the first time, record what the machine really has, take up the watch."""
+    vm = runtime.transact(lambda c: watches.vm_for_channel(c, vm_id))
+    if vm is None or vm["state"] != VmState.SUBMITTED:
+        return
+    backend = runtime.links.backend(vm["backend"])
+    channel = backend.connect(vm_address(vm), watch=False, since=0, timeout_s=CONNECT_TIMEOUT_S)
+    try:
+        hello = channel.request("hello", watch=False, since=0)
+    finally:
+        channel.close()
+
+    def work(connection: Connection) -> None:
+        fields: dict[str, Any] = {"architecture": hello["architecture"]}
+        if hello.get("memory_bytes"):
+            fields["memory_bytes"] = hello["memory_bytes"]
+        vm_life.move_vm(
+            connection, vm_id, VmState.RUNNING, allowed=[VmState.SUBMITTED], fields=fields
+        )
+        vm_life.validate_image(connection, vm_id)
+        note_launch(connection, vm["pool_id"], error=None)
+
+    runtime.transact(work)
+    logs.transition("vm", vm_id, "RUNNING")
+    check_vms(runtime, [vm_id])
+
+
+def _failed(runtime: Runtime, row: Mapping[str, Any], error: str) -> None:
+    def work(connection: Connection) -> None:
+        vm_life.move_vm(connection, row["id"], VmState.ERROR, fields={"error": error[:2000]})
+        note_launch(connection, row["pool_id"], error=error)
+        vm_life.move_vm(connection, row["id"], VmState.STOPPING)
+
+    try:
+        runtime.transact(work)
+    except IllegalTransition as moved:
+        log.info("VM %d failed to launch, but had moved on: %s", row["id"], moved)
+        return
+    log.error(
+        "VM %s failed to launch: %s",
+        row["name"],
+        error,
+        extra={"vm_id": row["id"], "pool_id": row["pool_id"]},
+    )
+    messages.terminate_vm([row["id"]])
+
+
+def terminate_vm(runtime: Runtime, vm_id: int) -> bool:
+    """Remove the machine of a STOPPING (or STALLED, ERROR) VM; True when it is confirmed gone.
+
+    What still lived on it is LOST first. Repeating is harmless; the sweep repeats until confirmed.
+    """
+
+    def begin(connection: Connection) -> Mapping[str, Any] | None:
+        state = vm_life.lock_vms(connection, [vm_id]).get(vm_id)
+        if state in (VmState.STALLED, VmState.ERROR):
+            vm_life.move_vm(connection, vm_id, VmState.STOPPING)
+        elif state != VmState.STOPPING:
+            return None
+        recording.lose_attempts(connection, vm_id, "its VM was terminated")
+        return models.vm_with_pool(connection, vm_id)
+
+    row = runtime.transact(begin)
+    if row is None:
+        return False
+    runtime.links.drop(vm_id)
+    provider = get_provider(row["provider"], runtime.settings)
+    provider_id = row["provider_id"] or _by_token(provider.list(row["pool"]), str(row["token"]))
+    if provider_id is not None:
+        provider.terminate(provider_id)
+        left = provider.describe([provider_id]).get(provider_id)
+        if left is not None and left.state != "gone":
+            log.info("VM %d is still going", vm_id, extra={"vm_id": vm_id})
+            return False
+    try:
+        runtime.transact(lambda c: vm_life.move_vm(c, vm_id, VmState.HALTED))
+    except IllegalTransition as error:
+        log.debug("VM %d: %s", vm_id, error)
+        return False
+    logs.transition("vm", vm_id, "HALTED")
+    return True
+
+
+def _by_token(described: list[VmDescription], token: str) -> str | None:
+    return next((vm.provider_id for vm in described if vm.token == token), None)
+
+
+def declare_stalled(runtime: Runtime) -> list[int]:
+    """Declare silent VMs STALLED, their attempts LOST and their jobs placed anew, in one go.
+
+    Those replaced, or silent for another interval, are terminated. Returns the newly stalled.
+    """
+
+    def work(connection: Connection) -> tuple[list[tuple[int, int]], list[int]]:
+        vm_life.note_sweep(connection, "declare_stalled", gap_s=STALL_GAP_S)
+        silent = []
+        for vm_id in vm_life.silent_vms(connection):
+            vm_life.move_vm(connection, vm_id, VmState.STALLED)
+            lost = recording.lose_attempts(connection, vm_id, "its VM sent no heartbeats")
+            silent.append((vm_id, lost))
+        over = vm_life.stalled_for_good(connection)
+        for vm_id in over:
+            vm_life.move_vm(connection, vm_id, VmState.STOPPING, allowed=[VmState.STALLED])
+        return silent, over
+
+    silent, over = runtime.transact(work)
+    for vm_id, lost in silent:
+        logs.transition("vm", vm_id, "STALLED", attempts_lost=lost)
+    messages.terminate_vm(over)
+    return [vm_id for vm_id, _ in silent]
+
+
+def check_vms(runtime: Runtime, vm_ids: list[int] | None = None) -> None:
+    """Have VMs that nobody watches (of `vm_ids`, if given) taken up: here, or by any watcher."""
+    watcher = this_watcher()
+    if watcher is not None:
+        watcher.attacher.claim(vm_ids)
+    else:  # a pool child has none; its parent, like every worker, hears this
+        runtime.transact(watches.call_watchers)
+
+
+def reconcile_vms(runtime: Runtime) -> int:
+    """Compare rows and providers both ways; return how many VMs needed something.
+
+    Intents and terminations whose message was lost are sent again. A machine of ours that no live
+    row owns is terminated, after a grace (its row may be on its way to the database).
+    """
+    rows = runtime.transact(models.unfinished_vms)
+    messages.spawn_vm(
+        [row["id"] for row in rows if row["state"] in (VmState.NEW, VmState.SUBMITTED)]
+    )
+    messages.terminate_vm(
+        [row["id"] for row in rows if row["state"] in (VmState.STOPPING, VmState.ERROR)]
+    )
+    strays = 0
+    for kind, pool in runtime.transact(models.providers_in_use):
+        try:
+            described = get_provider(kind, runtime.settings).list(pool)
+        except RemudaError as error:
+            log.warning("the provider %s does not answer: %s", kind, error)
+            continue
+        strays += _end_strays(runtime, kind, described)
+    return len(rows) + strays
+
+
+def _end_strays(runtime: Runtime, kind: str, described: list[VmDescription]) -> int:
+    tokens = [vm.token for vm in described if vm.token]
+    known = runtime.transact(lambda c: models.live_tokens(c, tokens))
+    count = 0
+    for vm in described:
+        if vm.token and vm.state != "gone" and vm.token not in known:
+            log.warning("machine %s at %s belongs to no VM; it is removed", vm.provider_id, kind)
+            get_provider(kind, runtime.settings).terminate(vm.provider_id)
+            count += 1
+    return count

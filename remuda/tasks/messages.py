@@ -1,0 +1,66 @@
+"""Send the wake-ups: ids only, in chunks, from anywhere in a worker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from celery import current_app
+from kombu.exceptions import OperationalError
+
+from remuda.tasks import names
+
+log = logging.getLogger(__name__)
+_CHUNK = 500
+
+
+def _send(task: str, *args: object) -> None:
+    """Send, or let it be: what a lost message would have done, a sweep does later."""
+    try:
+        current_app.send_task(task, args=args, queue=names.QUEUE_OF[task], retry=False)
+    except (OperationalError, OSError) as error:
+        log.warning("could not send %s: %s", task, type(error).__name__)
+
+
+def _chunked(task: str, vm_id: int, ids: Sequence[int]) -> None:
+    for start in range(0, len(ids), _CHUNK):
+        _send(task, vm_id, list(ids[start : start + _CHUNK]))
+
+
+def submit_job(vm_id: int, attempt_ids: Sequence[int]) -> None:
+    """Have attempts staged and started on their VM."""
+    for start in range(0, len(attempt_ids), 16):  # small, so that several workers stage at once
+        _send(names.SUBMIT_JOB, vm_id, list(attempt_ids[start : start + 16]))
+
+
+def get_results(vm_id: int, attempt_ids: Sequence[int]) -> None:
+    """Have the outputs of attempts fetched from their VM."""
+    for start in range(0, len(attempt_ids), 16):
+        _send(names.GET_RESULTS, vm_id, list(attempt_ids[start : start + 16]))
+
+
+def cancel_job(vm_id: int, attempt_ids: Sequence[int]) -> None:
+    """Have attempts killed on their VM."""
+    _chunked(names.CANCEL_JOB, vm_id, attempt_ids)
+
+
+def free_job(vm_id: int, attempt_ids: Sequence[int]) -> None:
+    """Have the sandboxes of ended attempts removed."""
+    _chunked(names.FREE_JOB, vm_id, attempt_ids)
+
+
+def update_job_state(vm_id: int) -> None:
+    """Have a VM's attempts compared with its runner's."""
+    _send(names.UPDATE_JOB_STATE, vm_id)
+
+
+def spawn_vm(vm_ids: Sequence[int]) -> None:
+    """Have VMs made, one message each: they take their time."""
+    for vm_id in vm_ids:
+        _send(names.SPAWN_VM, vm_id)
+
+
+def terminate_vm(vm_ids: Sequence[int]) -> None:
+    """Have VMs removed, one message each."""
+    for vm_id in vm_ids:
+        _send(names.TERMINATE_VM, vm_id)

@@ -1,0 +1,224 @@
+"""Dispatch: from waiting jobs to attempts handed to their VMs' runners."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from remuda.errors import BackendError, DataStagingError, VmUnreachable
+from remuda.models import dispatch as models
+from remuda.models import starting
+from remuda.models.exits import lock_journal, record_ends
+from remuda.models.watches import vm_for_channel
+from remuda.tasks import decisions, logs, messages
+from remuda.tasks.links import vm_address
+from remuda.tasks.runtime import Runtime
+from remuda.workers import placement
+from remuda.workers.backends.base import InputFile, OutputFile, StartJob
+
+log = logging.getLogger(__name__)
+
+
+def dispatch(runtime: Runtime) -> dict[int, int]:
+    """Place what can be placed and hand it to the runners; return the new attempts by VM."""
+    settings = runtime.settings
+
+    def work(connection: Connection) -> list[models.Placed]:
+        if not models.anything_waiting(connection):
+            return []
+        snapshot = models.take_snapshot(connection, max_ahead=settings.placement_max_ahead)
+        decided = placement.place(
+            _for_placement(snapshot, settings.placement_horizon_s, settings.placement_max_ahead),
+            snapshot.now,
+        )
+        return models.apply_placements(connection, snapshot, [(p.job_id, p.vm_id) for p in decided])
+
+    placed = runtime.transact(work)
+    by_vm: dict[int, list[int]] = defaultdict(list)
+    for attempt in placed:
+        by_vm[attempt.vm_id].append(attempt.attempt_id)
+        logs.transition(
+            "job", attempt.job_id, "SUBMITTED", attempt_id=attempt.attempt_id, vm_id=attempt.vm_id
+        )
+    for vm_id, attempt_ids in by_vm.items():
+        hand_over(runtime, vm_id, attempt_ids)
+    return {vm_id: len(ids) for vm_id, ids in by_vm.items()}
+
+
+def _for_placement(
+    snapshot: models.Snapshot, horizon_s: float, max_ahead: int
+) -> placement.PlacementSnapshot:
+    return placement.PlacementSnapshot(
+        jobs=tuple(
+            placement.PendingJob(
+                id=job.id,
+                pool_id=job.pool_id,
+                owner_id=job.owner_id,
+                priority=job.priority,
+                submitted_at=job.submitted_at,
+                cores=job.cores,
+                memory_bytes=job.memory_bytes,
+                expected_wall_s=job.expected_wall_s,
+            )
+            for job in snapshot.jobs
+        ),
+        vms=tuple(
+            placement.VmCapacity(
+                id=vm.id,
+                pool_id=vm.pool_id,
+                slots=vm.slots,
+                memory_bytes=vm.memory_bytes,
+                free_slots=max(0, vm.slots - vm.used_slots),
+                free_memory_bytes=None
+                if vm.memory_bytes is None
+                else max(0, vm.memory_bytes - vm.used_memory_bytes),
+                backlog_s=vm.backlog_s,
+                backlog_count=vm.backlog_count,
+            )
+            for vm in snapshot.vms
+        ),
+        horizon_s=horizon_s,
+        max_ahead=max_ahead,
+    )
+
+
+def hand_over(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int]) -> None:
+    """Give new attempts to the VM's runner: here if it is one line on an open channel, else by task.
+
+    Nothing is lost when this fails: `reconcile_jobs` finds attempts that stay PLACED.
+    """
+    channel = runtime.links.present(vm_id)
+    if channel is None:
+        messages.submit_job(vm_id, attempt_ids)
+        return
+    vm, rows, floor = runtime.transact(
+        lambda c: (
+            vm_for_channel(c, vm_id),
+            starting.to_start(c, vm_id, attempt_ids=attempt_ids),
+            starting.floor(c, vm_id),
+        )
+    )
+    if vm is None:
+        return
+    here = [row for row in rows if not row["inputs"]]
+    there = [row["attempt_id"] for row in rows if row["inputs"]]
+    if there:
+        messages.submit_job(vm_id, there)
+    if here:
+        backend = runtime.links.backend(vm["backend"])
+        jobs = [_start_job(row) for row in here]
+        backend.post_jobs(channel, vm_address(vm), jobs, floor=floor)
+
+
+def submit_job(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int] | None = None) -> int:
+    """Stage the inputs of PLACED attempts and have the runner start them; return how many it took.
+
+    Repeating it starts nothing twice. A VM that doesn't answer leaves everything as it is; inputs
+    that cannot be staged end their attempts.
+    """
+    found = runtime.transact(
+        lambda c: (
+            vm_for_channel(c, vm_id),
+            starting.to_start(c, vm_id, attempt_ids=attempt_ids),
+            starting.floor(c, vm_id),
+        )
+    )
+    vm, rows, floor = found
+    if vm is None or not rows:
+        return 0
+    channel = runtime.links.get(vm)
+    backend = runtime.links.backend(vm["backend"])
+    jobs = [_start_job(row) for row in rows]
+    try:
+        states = backend.submit_jobs(channel, vm_address(vm), jobs, floor=floor)
+    except DataStagingError as error:
+        states = _one_by_one(runtime, vm, jobs, floor=floor, first=error)
+    stale = [attempt_id for attempt_id, state in states.items() if state == "stale"]
+    if stale:
+        taken_back = runtime.transact(lambda c: _take_back(c, vm_id, stale))
+        log.warning(
+            "the runner refused stale attempts; %d are placed anew",
+            len(taken_back),
+            extra={"vm_id": vm_id, "attempt_ids": taken_back},
+        )
+    return len(states) - len(stale)
+
+
+def _take_back(connection: Connection, vm_id: int, stale: Sequence[int]) -> list[int]:
+    if lock_journal(connection, vm_id) is None:
+        return []
+    return starting.take_back(connection, vm_id, stale)
+
+
+def _one_by_one(
+    runtime: Runtime,
+    vm: Mapping[str, Any],
+    jobs: Sequence[StartJob],
+    *,
+    floor: int,
+    first: DataStagingError,
+) -> dict[int, str]:
+    """Submit a batch of which some inputs cannot be staged; end just those attempts."""
+    states: dict[int, str] = {}
+    channel = runtime.links.get(vm)
+    backend = runtime.links.backend(vm["backend"])
+    log.warning("an input cannot be staged: %s", first, extra={"vm_id": vm["id"]})
+    for job in jobs:
+        try:
+            states |= backend.submit_jobs(channel, vm_address(vm), [job], floor=floor)
+        except VmUnreachable:
+            raise
+        except BackendError as error:
+            _fail(runtime, vm["id"], job.attempt_id, str(error))
+    return states
+
+
+def _fail(runtime: Runtime, vm_id: int, attempt_id: int, message: str) -> None:
+    def work(connection: Connection) -> None:
+        if lock_journal(connection, vm_id) is not None:
+            outcomes = decisions.failed_to_start(connection, [attempt_id], message)
+            record_ends(connection, vm_id, outcomes)
+
+    runtime.transact(work)
+
+
+def _start_job(row: Mapping[str, Any]) -> StartJob:
+    index = row["array_index"]
+
+    def fill(value: str) -> str:
+        return value if index is None else value.replace("{index}", str(index))
+
+    return StartJob(
+        attempt_id=row["attempt_id"],
+        job_id=row["job_id"],
+        epoch=row["epoch"],
+        command=tuple(fill(word) for word in row["command"]),
+        env={
+            **row["environment"],
+            **({} if index is None else {"REMUDA_ARRAY_INDEX": str(index)}),
+        },
+        inputs=tuple(
+            InputFile(
+                name=fill(i["name"]),
+                url=i["url"],
+                sha256=i["sha256"],
+                size=i["size"],
+                mode=i["mode"],
+            )
+            for i in row["inputs"]
+        ),
+        outputs=tuple(
+            OutputFile(name=fill(o["name"]), optional=o.get("optional", False))
+            for o in row["outputs"]
+        ),
+        cores=row["cores"],
+        memory_bytes=row["memory_bytes"],
+        walltime_s=row["walltime_s"],
+        follow=row["follow"],
+        join=row["join_output"],
+        output_limit_bytes=row["output_limit_bytes"],
+    )

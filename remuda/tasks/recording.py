@@ -1,0 +1,141 @@
+"""Record what a runner pushed: one transaction a batch, then tell the runner it may forget."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+
+from remuda.errors import Unreachable
+from remuda.models import collect, exits
+from remuda.models.cancel import insert_chunks
+from remuda.models.watches import record_heartbeats
+from remuda.tasks import decisions, logs, messages
+from remuda.tasks.runtime import Runtime
+from remuda.workers.channel import Channel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Entries of one VM's journal, each with how far the runner's clock is before ours.
+
+    However long a batch waits (for the database, say), its ages stay right.
+    """
+
+    entries: list[tuple[dict[str, Any], float]] = field(default_factory=list)
+
+    def add(self, push: Mapping[str, Any], *, came_at: float) -> None:
+        """Take the entries of a push that came at `came_at` of our monotonic clock."""
+        offset = push["now"] - came_at
+        self.entries.extend((entry, offset) for entry in push["entries"])
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a batch led to: the attempts with outputs to fetch, and the sandboxes to remove."""
+
+    mark: int
+    ended: int
+    to_collect: list[int]
+    to_free: list[int]
+
+
+def record(runtime: Runtime, vm_id: int, batch: Batch, channel: Channel | None) -> Recorded:
+    """Record a batch, acknowledge it to the runner, send for the outputs; return what it led to."""
+    done = runtime.transact(lambda c: _record(c, vm_id, batch))
+    if channel is not None:
+        try:
+            channel.send("ack", n=done.mark)
+            if done.to_free:
+                channel.send("free", a=done.to_free)
+        except Unreachable:
+            log.debug("VM %d left before the acknowledgement", vm_id)
+    if done.to_collect:
+        messages.get_results(vm_id, done.to_collect)
+    return done
+
+
+def _record(connection: Connection, vm_id: int, batch: Batch) -> Recorded:
+    mark = exits.lock_journal(connection, vm_id)
+    if mark is None:
+        return Recorded(0, 0, [], [])
+    clock = time.monotonic()
+    fresh = {e["n"]: (e, clock + offset) for e, offset in batch.entries if e["n"] > mark}
+    ended = {e["a"]: (e, now) for e, now in fresh.values() if e["t"] == "exit"}
+    starts = {
+        e["a"]: max(0.0, now - e["at"])
+        for e, now in fresh.values()
+        if e["t"] == "start" and e["a"] not in ended
+    }
+    newest = max(fresh, default=mark)
+    exits.record_starts(connection, vm_id, starts)
+    outcomes = decisions.of_entries(connection, list(ended.values()))
+    outputs = [row for e, _ in ended.values() for row in decisions.inline_outputs(e)]
+    live = exits.record_ends(connection, vm_id, outcomes, outputs, journal_n=newest)
+    by_id = {outcome.attempt_id: outcome for outcome in outcomes}
+    for attempt_id in live:
+        logs.transition(
+            "attempt",
+            attempt_id,
+            by_id[attempt_id].state,
+            vm_id=vm_id,
+            reason=by_id[attempt_id].reason,
+        )
+    to_collect = [a for a in live if by_id[a].state == "EXITED"]
+    to_free = [a for a, (e, _) in ended.items() if e.get("box") and a not in to_collect]
+    return Recorded(newest, len(live), to_collect, to_free)
+
+
+def lose_attempts(connection: Connection, vm_id: int, message: str) -> int:
+    """End all live attempts of the VM as LOST, their jobs NEW again if they may; return how many.
+
+    The VM's row must be locked.
+    """
+    attempts = collect.live_attempts(connection, [vm_id])
+    if not attempts:
+        return 0
+    on_their_way, exited = decisions.lost(connection, attempts, message)
+    if on_their_way:
+        exits.record_ends(connection, vm_id, on_their_way)
+    if exited:
+        collect.finish(connection, vm_id, exited)
+    return len(attempts)
+
+
+def record_output(runtime: Runtime, pushes: Sequence[Mapping[str, Any]]) -> None:
+    """Store pushed output of followed attempts."""
+    chunks = [
+        {
+            "attempt_id": push["a"],
+            "stream": push["s"],
+            "at_byte": push["at"],
+            "data": base64.b64decode(push["d"]),
+        }
+        for push in pushes
+    ]
+    if chunks:
+        runtime.transact(lambda c: insert_chunks(c, chunks))
+
+
+def record_beats(runtime: Runtime, beats: Mapping[int, Mapping[str, Any]]) -> None:
+    """Store the latest heartbeat of each VM."""
+    found = [
+        {
+            "vm_id": vm_id,
+            "load": beat["load"][0],
+            "running_jobs": beat["running"],
+            "memory_free_bytes": beat["mem_free"],
+            "disk_free_bytes": beat["disk_free"],
+            "uptime_s": beat["uptime"],
+        }
+        for vm_id, beat in beats.items()
+    ]
+    if found:
+        runtime.transact(lambda c: record_heartbeats(c, found))

@@ -1,0 +1,146 @@
+"""Size pools: apply `remuda.workers.scaling` to each pool that is due, and send for the machines."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+
+from sqlalchemy import Connection
+
+from remuda.errors import BadInput
+from remuda.models import sizing as models
+from remuda.models.cancel import cancel_requeued, request_cancel
+from remuda.models.database import rows
+from remuda.models.states import PoolState, VmState
+from remuda.models.vm_life import close_idle
+from remuda.tasks import logs, messages
+from remuda.tasks.runtime import Runtime
+from remuda.workers import scaling
+
+log = logging.getLogger(__name__)
+
+_STAGE = {
+    VmState.NEW: "requested",
+    VmState.SUBMITTED: "booting",
+    VmState.WAIT_SSH_CONTEXT: "booting",
+    VmState.CONTEXTUALIZING: "booting",
+    VmState.RUNNING: "running",
+}
+
+
+def resize_pools(runtime: Runtime) -> int:
+    """Size every pool that is due; return how many VMs are to come or to go."""
+
+    def work(connection: Connection) -> tuple[list[int], list[int]]:
+        born: list[int] = []
+        closed: list[int] = []
+        for demand in models.due_pools(connection):
+            try:
+                more, less = _size(connection, demand)
+            except BadInput as error:  # one pool's settings must not stop the others'
+                log.error("pool %s cannot be sized: %s", demand.pool["name"], error)
+                continue
+            born += more
+            closed += less
+        return born, closed
+
+    born, closed = runtime.transact(work)
+    messages.spawn_vm(born)
+    messages.terminate_vm(closed)
+    return len(born) + len(closed)
+
+
+def resize_for_waiting_jobs(runtime: Runtime) -> float | None:
+    """Size the pools that are due, if jobs wait; return in how many seconds to look again.
+
+    None: no job waits. It spares jobs the wait for the next sweep, not the pool's `resize_period`.
+    """
+    due_s = runtime.transact(models.next_due_s)
+    if due_s is None or due_s > 0:
+        return due_s
+    resize_pools(runtime)
+    return runtime.transact(models.next_due_s)
+
+
+def _size(connection: Connection, demand: models.PoolDemand) -> tuple[list[int], list[int]]:
+    pool_id = demand.pool["id"]
+    born: list[int] = []
+    if demand.pool["state"] == PoolState.CLOSING:
+        closed = _close(connection, demand)
+    else:
+        decision = scaling.decide(_snapshot(demand), demand.now)
+        born, closed = models.apply_decision(
+            connection,
+            demand,
+            grow_vms=decision.grow_vms,
+            close_vm_ids=[*decision.close_vm_ids, *_drained(demand)],
+            drain_vm_ids=decision.drain_vm_ids,
+            decision={**asdict(decision), "at": demand.now.isoformat()},
+        )
+        if born or closed:
+            log.info(
+                "pool %s: %s",
+                demand.pool["name"],
+                decision.reason,
+                extra={"pool_id": pool_id, "grow": born, "close": closed},
+            )
+    fresh = models.due_vms(connection, pool_id)
+    state = models.compute_state(demand, fresh)
+    if state != demand.pool["state"]:
+        models.store_state(connection, demand, state)
+        logs.transition("pool", pool_id, state)
+    return born, closed
+
+
+def _drained(demand: models.PoolDemand) -> list[int]:
+    return [vm["id"] for vm in demand.vms if vm["draining"] and vm["state"] == VmState.RUNNING]
+
+
+def _close(connection: Connection, demand: models.PoolDemand) -> list[int]:
+    """Take a closing pool further: no new attempts, then no VMs."""
+    states = "<> 'TERMINATED'" if demand.pool["close_now"] else "= 'NEW'"
+    left = rows(
+        connection,
+        f"SELECT id FROM jobs WHERE pool_id = :pool AND state {states}",
+        pool=demand.pool["id"],
+    )
+    if left:
+        request_cancel(connection, [row["id"] for row in left])
+        cancel_requeued(connection)
+    return close_idle(connection, [vm["id"] for vm in demand.vms if vm["state"] != "STOPPING"])
+
+
+def _snapshot(demand: models.PoolDemand) -> scaling.PoolSnapshot:
+    pool = demand.pool
+    elastic = scaling.ElasticSettings(
+        minimum_total_slots=pool["elastic_minimum_slots"],
+        maximum_total_slots=pool["elastic_maximum_slots"],
+        minimum_idle_slots=pool["elastic_minimum_idle_slots"],
+        minimum_idle_time_seconds=pool["elastic_minimum_idle_time_s"],
+        resize_factor=pool["elastic_resize_factor"],
+        resize_period=pool["elastic_resize_period_s"],
+    )
+    return scaling.PoolSnapshot(
+        pool_id=pool["id"],
+        state=pool["state"],
+        elastic=elastic if pool["is_elastic"] else None,
+        instance_count=pool["instance_count"],
+        slots_per_vm=pool["slots_per_vm"],
+        vms=tuple(
+            scaling.VmSlots(
+                id=vm["id"],
+                state=_STAGE[vm["state"]],
+                slots=vm["slots"],
+                busy_slots=vm["busy_slots"],
+                idle_since=vm["idle_since"] if vm["busy_slots"] == 0 else None,
+                draining=vm["draining"],
+            )
+            for vm in demand.vms
+            if vm["state"] in _STAGE
+        ),
+        queued_slots=demand.queued_slots,
+        last_resize_at=pool["last_resize_at"],
+        provider_known=True,
+        launch_failures=pool["launch_failures"],
+        paused_until=pool["paused_until"],
+    )

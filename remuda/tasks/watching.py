@@ -1,0 +1,252 @@
+"""The watcher: what a worker does besides its tasks. It hears the database and the VMs it watches.
+
+One thread does everything in turn (record what runners pushed, dispatch, cancel, renew the
+watches), so batches grow by themselves under load. Whatever may take long (connecting to a VM,
+removing one) is done by a few helper threads or sent as a task. All of it is a shortcut: with the
+watcher dead, the sweeps still bring every job to its end.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import defaultdict
+from typing import Any
+
+from celery import bootsteps
+
+from remuda.errors import RemudaError, Unreachable
+from remuda.models.database import WAKE_CHANNEL, Listener
+from remuda.models.watches import release_watches, renew_watches
+from remuda.tasks import attaching, cancelling, placing, recording, sizing
+from remuda.tasks.runtime import Runtime, drop_runtime, get_runtime
+from remuda.workers.channel import Channel
+
+log = logging.getLogger(__name__)
+
+_GATHER_S = 0.03  # how long pushes are gathered while the runner has plenty to do
+
+
+class Watcher:
+    """The loop and its listener; `start` and `stop` it once."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        """Start nothing yet."""
+        self._runtime = runtime
+        self._inbox: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._batches: dict[int, recording.Batch] = defaultdict(recording.Batch)
+        self._beats: dict[int, dict[str, Any]] = {}
+        self._output: list[dict[str, Any]] = []
+        self._wakes: set[str] = {"dispatch"}
+        self._in_flight: dict[int, int] = defaultdict(int)
+        self._refill_at: dict[int, int] = {}
+        self._renew_at = 0.0
+        self._resize_at = float("inf")
+        self._attacher = attaching.Attacher(runtime, self.heard, self.wake)
+        self._threads = [
+            threading.Thread(target=self._listen, name="remuda-listener", daemon=True),
+            threading.Thread(target=self._loop, name="remuda-watcher", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start listening and looping."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop, leaving running jobs alone; the watches are free for others at once."""
+        self._stop.set()
+        self._inbox.put(("stop", None, None))
+        self._threads[1].join(timeout=10)
+        self._attacher.close()
+        try:
+            self._runtime.transact(lambda c: release_watches(c, self._runtime.worker))
+        except RemudaError as error:
+            log.warning("the watches stay until they expire: %s", error)
+
+    @property
+    def attacher(self) -> attaching.Attacher:
+        """What takes up VMs for this worker."""
+        return self._attacher
+
+    def wake(self, kind: str) -> None:
+        """Have the loop do what `kind` asks for: dispatch, cancel, follow, pool or vm."""
+        self._inbox.put(("wake", kind, None))
+
+    def heard(self, vm_id: int, channel: Channel, message: dict[str, Any] | None) -> None:
+        """Take a push of a VM's runner (None: its channel closed); called by the channel's thread."""
+        kind = "push" if message is not None else "closed"
+        self._inbox.put((kind, vm_id, (channel, message, time.monotonic())))
+
+    def _listen(self) -> None:
+        pause = 0.1
+        while not self._stop.is_set():
+            try:
+                listener = Listener(self._runtime.url, [WAKE_CHANNEL])
+            except RemudaError as error:
+                log.warning("not listening: %s", error)
+                self._stop.wait(pause)
+                pause = min(5.0, pause * 2)
+                continue
+            pause = 0.1
+            try:
+                self.wake("dispatch")  # what came while nobody listened
+                self.wake("cancel")
+                while not self._stop.is_set():
+                    for _, kind in listener.wait(1.0):
+                        self.wake(kind)
+            except Unreachable as error:
+                if not self._stop.is_set():
+                    log.warning("lost the listening connection: %s", error)
+            finally:
+                listener.close()
+
+    def _loop(self) -> None:
+        pause = 0.0
+        while not self._stop.is_set():
+            self._gather(pause)
+            if self._stop.is_set():
+                break
+            try:
+                pause = self._turn()
+            except Unreachable as error:
+                log.warning("the watcher waits: %s", error)
+                self._stop.wait(0.5)
+            except Exception:
+                log.exception("the watcher failed in a turn and goes on")
+                self._stop.wait(0.5)
+
+    def _gather(self, pause: float) -> None:
+        """Wait for something to do; then take all there is, `pause` seconds long if nothing hurries."""
+        deadline = time.monotonic() + pause
+        if not (self._wakes or self._batches or self._output):
+            next_at = min(self._renew_at, self._resize_at)
+            self._take(timeout_s=max(0.01, next_at - time.monotonic()))
+        while True:
+            left = deadline - time.monotonic()
+            if not self._take(timeout_s=left if left > 0 else 0) and left <= 0:
+                return
+
+    def _take(self, *, timeout_s: float) -> bool:
+        try:
+            kind, key, value = self._inbox.get(block=timeout_s > 0, timeout=max(timeout_s, 0.001))
+        except queue.Empty:
+            return False
+        if kind == "wake":
+            self._wakes.add(key)
+        elif kind == "closed":
+            self._attacher.lost_channel(key, value[0])
+        elif kind == "push":
+            self._sort(key, value[1], came_at=value[2])
+        return True
+
+    def _sort(self, vm_id: int, message: dict[str, Any], *, came_at: float) -> None:
+        push = message.get("push")
+        if push == "entries":
+            self._batches[vm_id].add(message, came_at=came_at)
+        elif push == "beat":
+            self._beats[vm_id] = message
+        elif push == "output":
+            self._output.append(message)
+        elif push == "unwatched":
+            log.info("another worker watches the VM now", extra={"vm_id": vm_id})
+
+    def _turn(self) -> float:
+        """Do all there is to do; return for how long the next pushes may be gathered."""
+        runtime = self._runtime
+        output, self._output = self._output, []
+        recording.record_output(runtime, output)
+        busy = self._record()
+        wakes, self._wakes = self._wakes, set()
+        try:
+            if "cancel" in wakes:
+                cancelling.cancel(runtime)
+            if "follow" in wakes:
+                cancelling.follow(runtime)
+            if "dispatch" in wakes or time.monotonic() >= self._resize_at:
+                self._dispatch()
+            if "watch" in wakes:
+                self._attacher.claim()
+            if wakes & {"pool", "vm"}:
+                sizing.resize_pools(runtime)
+            self._renew()
+        except BaseException:
+            self._wakes |= wakes
+            raise
+        return _GATHER_S if busy else 0.0
+
+    def _record(self) -> bool:
+        """Record the gathered pushes; True when the runners have plenty to do meanwhile."""
+        busy = False
+        for vm_id in list(self._batches):
+            batch = self._batches[vm_id]
+            done = recording.record(self._runtime, vm_id, batch, self._runtime.links.present(vm_id))
+            del self._batches[vm_id]  # only now: a failed turn records it again
+            left = self._in_flight[vm_id] = max(0, self._in_flight[vm_id] - done.ended)
+            if done.ended and left <= self._refill_at.get(vm_id, left):
+                self._wakes.add("dispatch")
+            busy = busy or left > 16
+        return busy
+
+    def _dispatch(self) -> None:
+        placed = placing.dispatch(self._runtime)
+        for vm_id, count in placed.items():
+            level = self._in_flight[vm_id] = self._in_flight[vm_id] + count
+            # More is placed when half of it is done; one at a time where little is placed ahead.
+            self._refill_at[vm_id] = level // 2 if level > 16 else level
+        due_s = sizing.resize_for_waiting_jobs(self._runtime)
+        self._resize_at = float("inf") if due_s is None else time.monotonic() + max(0.05, due_s)
+
+    def _renew(self) -> None:
+        """Record heartbeats and renew the watches, some times in the life of a watch."""
+        now = time.monotonic()
+        if now < self._renew_at:
+            return
+        ttl_s = self._runtime.settings.watch_ttl_s
+        self._renew_at = now + ttl_s / 5
+        beats, self._beats = self._beats, {}
+        recording.record_beats(self._runtime, beats)
+        watched = self._runtime.links.watched()
+        if watched:
+            worker = self._runtime.worker
+            held = self._runtime.transact(
+                lambda c: renew_watches(c, worker, list(watched), ttl_s=ttl_s)
+            )
+            for vm_id in set(watched) - held:
+                self._runtime.links.drop(vm_id, watched[vm_id])
+        self._attacher.claim()
+
+
+_watcher: Watcher | None = None
+
+
+def this_watcher() -> Watcher | None:
+    """Return this process's watcher; None in a pool child or outside a worker."""
+    return _watcher
+
+
+class WatcherStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Runs the watcher with the worker, in its main process, after the pool has forked."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, parent: Any) -> None:
+        """Start the watcher."""
+        global _watcher
+        _watcher = Watcher(get_runtime())
+        _watcher.start()
+
+    def stop(self, parent: Any) -> None:
+        """Stop the watcher; running jobs are left alone."""
+        global _watcher
+        watcher, _watcher = _watcher, None
+        if watcher is not None:
+            watcher.stop()
+        drop_runtime()
+
+    def terminate(self, parent: Any) -> None:
+        """Stop at once."""
+        self.stop(parent)

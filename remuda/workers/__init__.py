@@ -1,0 +1,1 @@
+"""What touches machines: providers make and remove VMs, backends run jobs on them."""

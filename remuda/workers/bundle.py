@@ -1,0 +1,34 @@
+"""The runner as the one file a VM needs: a zip archive that Python runs."""
+
+from __future__ import annotations
+
+import io
+import uuid
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+
+WORKERS = Path(__file__).parent
+MAIN = "import sys\nfrom remuda.workers.onvm.commands import main\nsys.exit(main())\n"
+
+
+@lru_cache(maxsize=1)
+def bundle() -> bytes:
+    """Return the archive; the same sources give the same bytes."""
+    content = {"__main__.py": MAIN, "remuda/__init__.py": "", "remuda/workers/__init__.py": ""}
+    for path in (WORKERS / "runner.py", *sorted((WORKERS / "onvm").glob("*.py"))):
+        content["remuda/workers/" + path.relative_to(WORKERS).as_posix()] = path.read_text("utf-8")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in content.items():
+            archive.writestr(zipfile.ZipInfo(name), text)
+    return buffer.getvalue()
+
+
+def install(target: Path) -> None:
+    """Write the archive to a path, at once; an equal one is left alone."""
+    if target.is_file() and target.read_bytes() == bundle():
+        return
+    new = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
+    new.write_bytes(bundle())
+    new.replace(target)

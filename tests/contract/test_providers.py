@@ -1,0 +1,239 @@
+"""What every provider must do; `local` for now. A new provider adds a fixture parameter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remuda.config import Settings
+from remuda.errors import BadInput, PermanentProviderError, TransientProviderError
+from remuda.workers import providers
+from remuda.workers.onvm.processes import describe_process, environment, runner_pid, slurp
+from remuda.workers.providers import Provider, VmDescription, VmSpec, get_provider
+from remuda.workers.providers.local import remove_tree
+from tests.unit.vm import wait_dead, wait_until
+
+
+def spec(name: str = "vm-1", pool: str = "sim", **more: Any) -> VmSpec:
+    return VmSpec(name, pool, 2, heartbeat_s=0.2, **more)
+
+
+def living(root: Path) -> list[int]:
+    """Return the processes, runners or jobs, of VMs under a folder."""
+    found, inside = [], os.fsencode(os.path.realpath(root)) + b"/"
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        home = environment(pid, b"REMUDA_VM_HOME")
+        serving = b"\0--home\0" + inside in slurp(f"/proc/{pid}/cmdline")
+        if (home.startswith(inside) or serving) and describe_process(pid):
+            found.append(pid)
+    return found
+
+
+@pytest.fixture(params=["local"])
+def provider(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Provider]:
+    settings = Settings(data_dir=tmp_path / "data")
+    provider = get_provider(request.param, settings)
+    yield provider
+    for vm in provider.list(""):
+        provider.terminate(vm.provider_id)
+    assert provider.list("") == []
+    assert living(tmp_path) == []
+
+
+def only(provider: Provider, vm_id: str) -> VmDescription:
+    found = provider.describe([vm_id])
+    assert list(found) == [vm_id]
+    return found[vm_id]
+
+
+class TestContract:
+    def test_a_vm_from_spawn_to_termination(self, provider: Provider) -> None:
+        vm_id = provider.spawn(spec(), "token-1")
+        wait_until(lambda: only(provider, vm_id).state == "running", "it runs")
+        vm = only(provider, vm_id)
+        assert (vm.provider_id, vm.token) == (vm_id, "token-1")
+        assert vm.address
+        assert provider.list("sim") == [vm]
+        provider.terminate(vm_id)
+        wait_until(lambda: provider.describe([vm_id]) == {}, "it is gone")
+        assert provider.list("sim") == []
+
+    def test_the_same_token_is_the_same_vm(self, provider: Provider) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            ids = list(pool.map(lambda _: provider.spawn(spec(), "token-1"), range(4)))
+        assert len(set(ids)) == 1
+        assert provider.spawn(spec(), "token-1") == ids[0]
+        assert len(provider.list("sim")) == 1
+
+    def test_other_tokens_are_other_vms_even_of_one_name(self, provider: Provider) -> None:
+        ids = {provider.spawn(spec(), token) for token in ("12345678-a", "12345678-b", "x")}
+        assert len(ids) == 3
+        assert {vm.token for vm in provider.list("sim")} == {"12345678-a", "12345678-b", "x"}
+
+    def test_vms_are_listed_by_pool(self, provider: Provider) -> None:
+        one = provider.spawn(spec("a", "one"), "1")
+        two = provider.spawn(spec("b", "two"), "2")
+        assert [vm.provider_id for vm in provider.list("one")] == [one]
+        assert {vm.provider_id for vm in provider.list("")} == {one, two}
+        assert provider.list("three") == []
+
+    @pytest.mark.parametrize("vm_id", ["", "none-12345678", "..", "../vms", ".trash-1", "/", "a/b"])
+    def test_what_is_unknown_is_gone(self, provider: Provider, vm_id: str) -> None:
+        kept = provider.spawn(spec(), "1")
+        assert provider.describe([vm_id]) == {}
+        provider.terminate(vm_id)
+        assert only(provider, kept).state == "running"
+
+    def test_termination_may_be_repeated_and_raced(self, provider: Provider) -> None:
+        vm_id = provider.spawn(spec(), "1")
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: provider.terminate(vm_id), range(4)))
+        provider.terminate(vm_id)
+        assert provider.describe([vm_id]) == {}
+
+    def test_settings_are_checked(self, provider: Provider) -> None:
+        provider.validate({})
+        with pytest.raises(BadInput, match="no_such_setting"):
+            provider.validate({"no_such_setting": 1})
+
+
+class TestLocal:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        return tmp_path / "data" / "vms"
+
+    @pytest.mark.parametrize("how", ["killed runner", "deleted", "deleted and killed"])
+    def test_a_vm_that_was_hurt_leaves_nothing(
+        self, provider: Provider, root: Path, tmp_path: Path, how: str
+    ) -> None:
+        vm_id = provider.spawn(spec(), "1")
+        home = root / vm_id
+        pid = runner_pid(str(home))
+        if how != "deleted":
+            os.kill(pid, 9)
+            wait_dead(pid)
+        if how != "killed runner":
+            shutil.rmtree(home)
+            assert provider.describe([vm_id]) == {}
+            assert provider.list("") == []
+        else:
+            assert only(provider, vm_id).state == "running"
+        provider.terminate(vm_id)
+        assert provider.describe([vm_id]) == {}
+        assert living(tmp_path) == []
+        assert list(root.iterdir()) == []
+
+    def test_a_deleted_vm_ends_by_itself(self, provider: Provider, root: Path) -> None:
+        vm_id = provider.spawn(spec(), "1")
+        pid = runner_pid(str(root / vm_id))
+        shutil.rmtree(root / vm_id)
+        wait_dead(pid)
+
+    def test_a_termination_that_was_cut_short_is_finished(
+        self, provider: Provider, root: Path
+    ) -> None:
+        vm_id = provider.spawn(spec(), "1")
+        (root / vm_id / "stopped").touch()
+        (root / ".trash-left").mkdir()
+        assert only(provider, vm_id).state == "stopped"
+        provider.terminate(vm_id)
+        assert list(root.iterdir()) == []
+
+    def test_a_spawn_that_was_cut_short_is_finished(self, provider: Provider, root: Path) -> None:
+        vm_id = provider.spawn(spec(), "1")
+        provider.terminate(vm_id)
+        (root / vm_id).mkdir()
+        assert provider.list("") == []
+        assert provider.spawn(spec(), "1") == vm_id
+        assert only(provider, vm_id).state == "running"
+
+    @pytest.mark.parametrize("name", ["a name", "../../up", "ü/ö", "-", "", "x" * 500])
+    def test_names_become_folders_of_the_data_dir(
+        self, provider: Provider, root: Path, name: str
+    ) -> None:
+        vm_id = provider.spawn(spec(name), "tok/../en")
+        assert (root / vm_id).parent.samefile(root)
+        assert (root / vm_id / "vm.json").is_file()
+        assert only(provider, vm_id).state == "running"
+        provider.terminate(vm_id)
+        assert list(root.iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["with spaces and 'quotes'", "/".join(["x" * 200] * 8)])
+    def test_any_data_dir_will_do(self, tmp_path: Path, name: str) -> None:
+        provider = get_provider("local", Settings(data_dir=tmp_path / name))
+        vm_id = provider.spawn(spec(), "1")
+        try:
+            assert only(provider, vm_id).state == "running"
+        finally:
+            provider.terminate(vm_id)
+        assert living(tmp_path) == []
+
+    def test_a_data_dir_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "data").touch()
+        provider = get_provider("local", Settings(data_dir=tmp_path / "data"))
+        with pytest.raises(PermanentProviderError, match="data_dir"):
+            provider.spawn(spec(), "1")
+        assert provider.list("") == []
+
+    def test_a_runner_that_cannot_start_leaves_a_vm_that_is_listed(
+        self, provider: Provider, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.executable", "/bin/false")
+            with pytest.raises(TransientProviderError, match="cannot start VM vm-1"):
+                provider.spawn(spec(), "1")
+        (left,) = provider.list("sim")
+        assert (left.state, left.token) == ("pending", "1")
+        assert provider.spawn(spec(), "1") == left.provider_id
+        provider.terminate(left.provider_id)
+        assert list(root.iterdir()) == []
+
+    def test_jobs_get_nothing_secret_from_whoever_started_the_vm(
+        self, provider: Provider, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REMUDA_DATABASE_URL", "secret")
+        monkeypatch.setenv("PGPASSWORD", "secret")
+        vm_id = provider.spawn(spec(), "1")
+        pid = runner_pid(str(root / vm_id))
+        assert b"secret" not in slurp(f"/proc/{pid}/environ")
+        assert environment(pid, b"PATH") == os.fsencode(os.environ["PATH"])
+
+    def test_trees_of_any_shape_are_removed(self, tmp_path: Path) -> None:
+        tree, outside = tmp_path / "tree", tmp_path / "outside"
+        outside.mkdir()
+        (outside / "file").touch()
+        (tree / "locked" / "in").mkdir(parents=True)
+        (tree / "locked" / "in" / "file").touch()
+        (tree / "link").symlink_to(outside)
+        folder = os.open(tree, os.O_RDONLY)
+        for _ in range(1500):
+            os.mkdir("d" * 20, dir_fd=folder)
+            deeper = os.open("d" * 20, os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = deeper
+        os.close(folder)
+        (tree / "locked" / "in").chmod(0)
+        (tree / "locked").chmod(0o500)
+        remove_tree(tree)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["outside"]
+        assert (outside / "file").exists()
+
+
+class TestRegistry:
+    def test_an_unknown_kind_names_the_known_ones(self, tmp_path: Path) -> None:
+        with pytest.raises(BadInput, match=r"no provider 'vapour'.*local"):
+            get_provider("vapour", Settings(data_dir=tmp_path))
+
+    def test_a_package_adds_a_kind(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        point = EntryPoint("mine", "remuda.workers.providers.local:LocalProvider", providers.GROUP)
+        monkeypatch.setattr(providers, "entry_points", lambda group: EntryPoints([point]))
+        assert get_provider("mine", Settings(data_dir=tmp_path)).list("") == []
+        with pytest.raises(BadInput, match="local, mine"):
+            get_provider("vapour", Settings(data_dir=tmp_path))

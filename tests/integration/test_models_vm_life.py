@@ -1,0 +1,368 @@
+"""The life of VMs: guarded moves, who is silent, who is closed, what becomes of their work."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from remuda.errors import IllegalTransition, InstanceNotFound
+from remuda.models import leases, machines, requests, vm_life
+from remuda.models.database import rows, transact
+from remuda.models.states import VM_EDGES, VmState
+from remuda.models.submit import owner_id
+from tests.integration.builders import (
+    OWNER,
+    age,
+    assert_sound,
+    dispatch,
+    ended,
+    make_jobs,
+    make_pool,
+    make_vms,
+    path,
+    record,
+    row,
+    running_job,
+    state,
+    together,
+)
+
+
+def _reach(connection: Connection, vm: int, target: VmState) -> None:
+    ways = {
+        VmState.NEW: [],
+        VmState.SUBMITTED: [VmState.SUBMITTED],
+        VmState.WAIT_SSH_CONTEXT: [VmState.SUBMITTED, VmState.WAIT_SSH_CONTEXT],
+        VmState.CONTEXTUALIZING: [
+            VmState.SUBMITTED,
+            VmState.WAIT_SSH_CONTEXT,
+            VmState.CONTEXTUALIZING,
+        ],
+        VmState.RUNNING: [VmState.SUBMITTED, VmState.RUNNING],
+        VmState.STALLED: [VmState.SUBMITTED, VmState.RUNNING, VmState.STALLED],
+        VmState.STOPPING: [VmState.STOPPING],
+        VmState.ERROR: [VmState.ERROR],
+        VmState.HALTED: [VmState.STOPPING, VmState.HALTED],
+    }
+    connection.execute(text("UPDATE vms SET provider_id = 'p' WHERE id = :vm"), {"vm": vm})
+    for step in ways[target]:
+        vm_life.move_vm(connection, vm, step)
+
+
+@pytest.mark.parametrize("here", VmState)
+def test_moves(engine: Engine, here: VmState) -> None:
+    """Every legal move is made, every other refused with the state found, changing nothing."""
+    with engine.begin() as connection:
+        pool = make_pool(connection)
+        for target in VmState:
+            [vm] = make_vms(connection, pool, state=VmState.NEW)
+            _reach(connection, vm, here)
+            before = row(connection, "vms", vm)
+            if target in VM_EDGES[here]:
+                vm_life.move_vm(connection, vm, target)
+                assert state(connection, "vm", vm) == target
+            else:
+                with pytest.raises(
+                    IllegalTransition, match=f"is {here} and cannot become {target}"
+                ):
+                    vm_life.move_vm(connection, vm, target)
+                assert row(connection, "vms", vm) == before
+        assert_sound(connection)
+
+
+def test_a_move_sets_its_fields(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection)
+        [vm] = make_vms(connection, pool, state=VmState.NEW)
+        address = {"home": "/a b/ü", "n": [1]}
+        fields = {"provider_id": "p", "address": address, "private_ip": None, "public_ip": "::1"}
+        vm_life.move_vm(connection, vm, VmState.SUBMITTED, fields=fields)
+        found = row(connection, "vms", vm)
+        assert {name: found[name] for name in fields} == fields
+        assert found["submitted_at"] is not None
+        with pytest.raises(IllegalTransition):
+            vm_life.move_vm(
+                connection, vm, VmState.RUNNING, allowed=[VmState.NEW], fields={"public_ip": "2"}
+            )
+        assert row(connection, "vms", vm) == found
+        vm_life.move_vm(connection, vm, VmState.RUNNING)
+        assert row(connection, "vms", vm)["heartbeat_at"] is not None
+        with pytest.raises(InstanceNotFound, match="12345"):
+            vm_life.move_vm(connection, 12345, VmState.STOPPING)
+
+
+def test_moving_at_the_same_time(engine: Engine) -> None:
+    with engine.begin() as connection:
+        [vm] = make_vms(connection, make_pool(connection))
+
+    def move(target: VmState) -> str:
+        try:
+            transact(engine, lambda c: vm_life.move_vm(c, vm, target, allowed=[VmState.RUNNING]))
+        except IllegalTransition:
+            return "refused"
+        return str(target)
+
+    found = together(
+        *[lambda t=t: move(t) for t in (VmState.STOPPING, VmState.STALLED, VmState.ERROR)]
+    )
+    assert sorted(found).count("refused") == 2
+    with engine.begin() as connection:
+        assert state(connection, "vm", vm) in found
+        assert_sound(connection)
+
+
+def test_vms_take_after_their_pool(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=3, memory_bytes_per_vm=77)
+        made = vm_life.insert_vms(connection, pool, 3)
+        found = [row(connection, "vms", vm) for vm in made]
+        assert {(r["slots"], r["memory_bytes"], r["state"]) for r in found} == {(3, 77, "NEW")}
+        assert len({r["name"] for r in found}) == len({r["token"] for r in found}) == 3
+        assert all(r["name"].startswith("herd-") for r in found)
+        assert vm_life.insert_vms(connection, pool, 0) == []
+
+
+def test_a_halted_vm_ends_its_watch_and_leases(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection)
+        [vm] = make_vms(connection, pool)
+        lease = leases.acquire(
+            connection,
+            pool_ids=[pool],
+            owner=owner_id(connection, OWNER),
+            sandbox="",
+            slots=1,
+            ttl_s=600,
+        )
+        assert lease is not None
+        connection.execute(text("UPDATE vms SET watcher = 'w', watch_expires_at = now()"))
+        vm_life.move_vm(connection, vm, VmState.STOPPING)
+        vm_life.move_vm(connection, vm, VmState.HALTED)
+        found = row(connection, "vms", vm)
+        assert (found["watcher"], found["watch_expires_at"]) == (None, None)
+        assert found["halted_at"] is not None
+        assert row(connection, "leases", lease["id"])["released_at"] is not None
+
+
+def test_an_image_is_validated_once(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection)
+        [vm] = make_vms(connection, pool)
+        image = row(connection, "vms", vm)["image_id"]
+        vm_life.validate_image(connection, vm)
+        vm_life.validate_image(connection, vm)
+        assert path(connection, "image", image) == "NEW VALIDATED"
+
+
+def test_close_idle(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=1)
+        busy, exited, leased, idle = make_vms(connection, pool, 4)
+        jobs = make_jobs(connection, pool, 2)
+        placed = {p.vm_id: p for p in dispatch(connection)}
+        assert sorted(placed) == [busy, exited]
+        record(
+            connection,
+            exited,
+            ended(placed[exited].attempt_id, state="EXITED", job_state="TERMINATING"),
+        )
+        connection.execute(
+            text(
+                """INSERT INTO leases (vm_id, owner_id, for_jobs, slots, expires_at)
+                   SELECT :vm, id, false, 1, now() + interval '1 hour' FROM owners"""
+            ),
+            {"vm": leased},
+        )
+        [fresh] = make_vms(connection, pool, state=VmState.NEW)
+        [gone] = make_vms(connection, pool, state=VmState.NEW)
+        vm_life.move_vm(connection, gone, VmState.STOPPING)
+        vm_life.move_vm(connection, gone, VmState.HALTED)
+        everything = [busy, exited, leased, idle, fresh, gone, 12345]
+        assert sorted(vm_life.close_idle(connection, everything)) == [idle, fresh]
+        assert vm_life.close_idle(connection, everything) == []
+        assert vm_life.close_idle(connection, []) == []
+        assert [state(connection, "vm", vm) for vm in (busy, leased, idle)] == [
+            "RUNNING",
+            "RUNNING",
+            "STOPPING",
+        ]
+        assert len(jobs) == 2
+        assert_sound(connection)
+
+
+def _sweep(connection: Connection, *, since_s: float = 3600) -> list[int]:
+    """Return the silent VMs, as if the sweeps had run for that long."""
+    vm_life.note_sweep(connection, "declare_stalled", gap_s=15)
+    connection.execute(
+        text("UPDATE sweeps SET since = now() - make_interval(secs => :s)"), {"s": since_s}
+    )
+    return vm_life.silent_vms(connection)
+
+
+@pytest.mark.parametrize(
+    ("here", "quiet_s", "silent"),
+    [
+        (VmState.RUNNING, 25, False),
+        (VmState.RUNNING, 35, True),
+        (VmState.SUBMITTED, 35, False),  # it boots: at least a minute
+        (VmState.SUBMITTED, 65, True),
+        (VmState.WAIT_SSH_CONTEXT, 65, True),
+        (VmState.CONTEXTUALIZING, 65, True),
+        (VmState.STOPPING, 65, True),
+        (VmState.NEW, 999, False),
+        (VmState.STALLED, 999, False),
+        (VmState.ERROR, 999, False),
+        (VmState.HALTED, 999, False),
+    ],
+)
+def test_who_is_silent(engine: Engine, here: VmState, quiet_s: float, silent: bool) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, heartbeat_s=1, stalling_interval_s=30)
+        [vm] = make_vms(connection, pool, state=VmState.NEW)
+        _reach(connection, vm, here)
+        age(connection, "vms", [vm], "state_changed_at", quiet_s)
+        age(connection, "vms", [vm], "heartbeat_at", quiet_s)
+        assert _sweep(connection) == ([vm] if silent else [])
+        assert _sweep(connection, since_s=20) == []  # nobody could have heard it before
+
+
+def test_a_heartbeat_counts(engine: Engine) -> None:
+    with engine.begin() as connection:
+        [vm] = make_vms(connection, make_pool(connection))
+        age(connection, "vms", [vm], "state_changed_at", 999)
+        assert _sweep(connection) == []
+        age(connection, "vms", [vm], "heartbeat_at", 999)
+        assert _sweep(connection) == [vm]
+
+
+def test_a_vm_without_a_name_at_the_provider_is_not_waited_for(engine: Engine) -> None:
+    """Stopped before it was made: nothing to be heard of, and STALLED would be no row at all."""
+    with engine.begin() as connection:
+        pool = make_pool(connection)
+        [nameless] = make_vms(connection, pool, state=VmState.NEW)
+        [named] = make_vms(connection, pool)
+        for vm in (nameless, named):
+            vm_life.move_vm(connection, vm, VmState.STOPPING)
+            age(connection, "vms", [vm], "state_changed_at", 999)
+            age(connection, "vms", [vm], "heartbeat_at", 999)
+        assert _sweep(connection) == [named]
+
+
+def test_sweeps_that_paused_begin_anew(engine: Engine) -> None:
+    with engine.begin() as connection:
+        vm_life.note_sweep(connection, "s", gap_s=15)
+        [first] = rows(connection, "SELECT * FROM sweeps")
+        connection.execute(
+            text(
+                """UPDATE sweeps SET since = now() - interval '1 hour',
+                     last_run_at = now() - interval '10 s'"""
+            )
+        )
+        vm_life.note_sweep(connection, "s", gap_s=15)
+        [second] = rows(connection, "SELECT * FROM sweeps")
+        assert second["since"] < first["since"]
+        connection.execute(text("UPDATE sweeps SET last_run_at = now() - interval '20 s'"))
+        vm_life.note_sweep(connection, "s", gap_s=15)
+        [third] = rows(connection, "SELECT * FROM sweeps")
+        assert third["since"] == third["last_run_at"]
+
+
+def test_a_stalled_vm_comes_back_unless_replaced(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, stalling_interval_s=30)
+        back, replaced, stopped, silent = make_vms(connection, pool, 4)
+        vm_life.move_vm(connection, stopped, VmState.STOPPING)
+        for vm in (back, replaced, stopped, silent):
+            vm_life.move_vm(connection, vm, VmState.STALLED)
+        connection.execute(text("UPDATE vms SET replaced = true WHERE id = :vm"), {"vm": replaced})
+        age(connection, "vms", [silent], "state_changed_at", 31)
+        assert vm_life.stalled_for_good(connection) == [replaced, stopped, silent]
+        vm_life.move_vm(connection, back, VmState.RUNNING)
+        for vm in (replaced, stopped):
+            with pytest.raises(IllegalTransition, match="STALLED"):
+                vm_life.move_vm(connection, vm, VmState.RUNNING)
+            vm_life.move_vm(connection, vm, VmState.STOPPING)
+        assert path(connection, "vm", back).endswith("RUNNING STALLED RUNNING")
+        assert_sound(connection)
+
+
+def test_two_stall_sweeps_share_the_work(engine: Engine) -> None:
+    with engine.begin() as connection:
+        made = make_vms(connection, make_pool(connection), 4)
+        for column in ("state_changed_at", "heartbeat_at"):
+            age(connection, "vms", made, column, 999)
+        _sweep(connection)
+    with engine.connect() as first, engine.connect() as second:
+        assert vm_life.silent_vms(first) == made
+        assert vm_life.silent_vms(second) == []
+        for vm in made:
+            vm_life.move_vm(first, vm, VmState.STALLED)
+        first.commit()
+        assert vm_life.silent_vms(second) == []
+
+
+def test_drain_and_stop(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=1)
+        busy, idle, hasty = make_vms(connection, pool, 3)
+        make_jobs(connection, pool)
+        assert [p.vm_id for p in dispatch(connection)] == [busy]
+        requests.drain_vm(connection, busy)
+        assert row(connection, "vms", busy)["draining"]
+        assert requests.stop_vm(connection, busy) is False
+        assert state(connection, "vm", busy) == "RUNNING"
+        assert requests.stop_vm(connection, idle) is True
+        assert requests.stop_vm(connection, hasty, now=True) is True
+        make_jobs(connection, pool)
+        assert dispatch(connection) == []
+        with pytest.raises(IllegalTransition):
+            requests.drain_vm(connection, idle)
+        with pytest.raises(InstanceNotFound):
+            requests.stop_vm(connection, 12345)
+        assert_sound(connection)
+
+
+def test_overdue_steps(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection)
+        new, submitted, stopping, failed = make_vms(connection, pool, 4, state=VmState.NEW)
+        _reach(connection, submitted, VmState.SUBMITTED)
+        _reach(connection, stopping, VmState.STOPPING)
+        _reach(connection, failed, VmState.ERROR)
+        make_vms(connection, pool)
+        assert machines.unfinished_vms(connection) == []
+        age(connection, "vms", [new, submitted, stopping, failed], "state_changed_at", 21)
+        found = {r["id"]: r["state"] for r in machines.unfinished_vms(connection)}
+        assert found == {
+            new: "NEW",
+            submitted: "SUBMITTED",
+            stopping: "STOPPING",
+            failed: "ERROR",
+        }
+
+
+def test_tokens_of_live_vms(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, settings={"a": 1})
+        live, gone = make_vms(connection, pool, 2)
+        vm_life.move_vm(connection, gone, VmState.STOPPING)
+        vm_life.move_vm(connection, gone, VmState.HALTED)
+        tokens = {vm: str(row(connection, "vms", vm)["token"]) for vm in (live, gone)}
+        asked = [*tokens.values(), "00000000-0000-0000-0000-000000000000"]
+        assert machines.live_tokens(connection, asked) == {tokens[live]}
+        assert machines.live_tokens(connection, []) == set()
+        found = machines.vm_with_pool(connection, live)
+        assert found is not None
+        assert found["provider"] == "local"
+        assert json.dumps(found["settings"]) == '{"a": 1}'
+        assert machines.vm_with_pool(connection, 12345) is None
+
+
+def test_a_vm_with_work_is_seen_whole(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection)
+        make_vms(connection, pool)
+        _, placed = running_job(connection, pool)
+        assert vm_life.lock_vms(connection, [placed.vm_id, 12345]) == {placed.vm_id: "RUNNING"}
