@@ -39,8 +39,10 @@ def eventually(what: str, probe: Callable[[], T], *, timeout_s: float = 30.0) ->
 class System:
     """Workers and beat as real processes; everything they leave is in `folder`."""
 
-    def __init__(self, folder: Path, *, database_url: str, broker_url: str) -> None:
-        """Start nothing yet."""
+    def __init__(
+        self, folder: Path, *, database_url: str, broker_url: str, **settings: str
+    ) -> None:
+        """Start nothing yet. `settings`: more of `remuda.config.Settings`."""
         self.folder = folder
         self.database_url = database_url
         self.environment = {
@@ -52,12 +54,14 @@ class System:
             "REMUDA_WATCH_TTL_S": "3",
             "REMUDA_LOG_FORMAT": "text",
             "XDG_CONFIG_HOME": str(folder / "config"),
+            **{f"REMUDA_{name.upper()}": value for name, value in settings.items()},
         }
         self.settings = load_settings(
             database_url=database_url,
             broker_url=broker_url,
             data_dir=folder / "data",
             state_dir=folder / "state",
+            **settings,
         )
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -129,10 +133,10 @@ class System:
 
 @contextlib.contextmanager
 def running_system(
-    folder: Path, *, database_url: str, broker_url: str = "filesystem://"
+    folder: Path, *, database_url: str, broker_url: str = "filesystem://", **settings: str
 ) -> Iterator[System]:
     """Yield a system with one worker and one beat."""
-    system = System(folder, database_url=database_url, broker_url=broker_url)
+    system = System(folder, database_url=database_url, broker_url=broker_url, **settings)
     try:
         system.start_worker()
         system.start_beat()

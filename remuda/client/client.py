@@ -94,7 +94,8 @@ class Client:
 
         Raises UnknownPool.
         """
-        return Pool(self._context, self._pool_row(name))
+        pool_id = self._pool_row(name)["id"]
+        return Pool(self._context, self._context.read(lambda c: query.pools(c, ids=[pool_id]))[0])
 
     def pools(self, *, all: bool = False) -> list[Pool]:
         """Return the pools by name; closed ones too if `all`."""

@@ -208,7 +208,10 @@ class _Demand:
 
 def _vm(row: Mapping[str, Any]) -> LeasedVm:
     details = row["address"] or {}
-    host = details.get("host") or row["public_ip"] or row["private_ip"]
+    # A VM with nothing but a home is a part of this machine: there is nothing to log in to.
+    host = details.get("host")
+    if host is None and "home" not in details:
+        host = row["public_ip"] or row["private_ip"]
     return LeasedVm(
         id=row["vm_id"],
         name=row["name"],

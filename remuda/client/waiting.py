@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_S = 5.0
+_CHECK_S = 2.0  # whether the embedded default is still alive
 _PATIENCE_S = 60.0  # an outage shorter than this only delays whoever waits
 _MOST = 2000  # rows a query
 
@@ -181,17 +182,19 @@ class WaitingRoom:
         poll = select.poll()
         poll.register(listener.fileno(), select.POLLIN)
         poll.register(ear, select.POLLIN)
-        next_look = 0.0
+        next_look = next_check = 0.0
         while not closed.is_set():
             now = time.monotonic()
             if now >= next_look:
                 self._look(self._waited_for())
-                self._trouble_since = None
-                took = time.monotonic() - now
-                next_look = time.monotonic() + max(_POLL_S, 50 * took)
+                next_look = time.monotonic() + max(_POLL_S, 50 * (time.monotonic() - now))
+            if now >= next_check:
                 if self._waited_for():
                     self._context.revive()
-            poll.poll(max(0.0, next_look - time.monotonic()) * 1000)
+                self._trouble_since = None
+                next_check = time.monotonic() + _CHECK_S
+            pause = max(0.0, min(next_look, next_check) - time.monotonic())
+            poll.poll(pause * 1000)
             self._look(self._ended(listener.wait(0.0)))
 
     def _waited_for(self) -> list[int]:

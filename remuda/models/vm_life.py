@@ -136,8 +136,9 @@ def silent_vms(connection: Connection) -> list[int]:
     """Lock and return the VMs without a sign of life for their pool's stalling interval.
 
     The time counts only while somebody listened: since the sweeps have run without a gap, and for a
-    running VM only under a watch, anew when the watch has gone to another worker. A VM still booting gets at least a minute; one that was stopped
-    before the provider named it has nothing to be heard of.
+    running VM only under a watch, anew when the watch has gone to another worker. A VM still booting
+    gets at least a minute; one that was stopped before the provider named it has nothing to be heard
+    of.
     """
     found = rows(
         connection,
@@ -145,9 +146,10 @@ def silent_vms(connection: Connection) -> list[int]:
             WHERE s.name = 'declare_stalled' AND v.state IN ({sql_list(_SILENT)})
               AND v.provider_id IS NOT NULL
               AND (v.state <> 'RUNNING' OR v.watch_expires_at > now())
-              AND greatest(v.heartbeat_at, v.state_changed_at, v.listening_since, s.since) < now() - make_interval(
-                secs => CASE WHEN v.state = 'RUNNING' THEN p.stalling_interval_s
-                             ELSE greatest(p.stalling_interval_s, 60) END)
+              AND greatest(v.heartbeat_at, v.state_changed_at, v.listening_since, s.since)
+                  < now() - make_interval(
+                      secs => CASE WHEN v.state = 'RUNNING' THEN p.stalling_interval_s
+                                   ELSE greatest(p.stalling_interval_s, 60) END)
             ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED""",
     )
     return [row["id"] for row in found]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 
 from remuda.models import collect, exits, pool_life
 from remuda.models.database import Listener, rows
@@ -54,6 +55,28 @@ def make_vms(
     return made
 
 
+def reach_vm(connection: Connection, vm: int, target: VmState) -> None:
+    """Bring a NEW VM to `target` by legal steps."""
+    ways: dict[VmState, list[VmState]] = {
+        VmState.NEW: [],
+        VmState.SUBMITTED: [VmState.SUBMITTED],
+        VmState.WAIT_SSH_CONTEXT: [VmState.SUBMITTED, VmState.WAIT_SSH_CONTEXT],
+        VmState.CONTEXTUALIZING: [
+            VmState.SUBMITTED,
+            VmState.WAIT_SSH_CONTEXT,
+            VmState.CONTEXTUALIZING,
+        ],
+        VmState.RUNNING: [VmState.SUBMITTED, VmState.RUNNING],
+        VmState.STALLED: [VmState.SUBMITTED, VmState.RUNNING, VmState.STALLED],
+        VmState.STOPPING: [VmState.STOPPING],
+        VmState.ERROR: [VmState.ERROR],
+        VmState.HALTED: [VmState.STOPPING, VmState.HALTED],
+    }
+    connection.execute(text("UPDATE vms SET provider_id = 'p' WHERE id = :vm"), {"vm": vm})
+    for step in ways[target]:
+        move_vm(connection, vm, step)
+
+
 def make_jobs(
     connection: Connection, pool: int, count: int = 1, *, owner: str = OWNER, **fields: Any
 ) -> list[int]:
@@ -89,6 +112,36 @@ def dispatch(connection: Connection, *, max_ahead: int = 0) -> list[Placed]:
     """Place whatever fits and return the new attempts."""
     snapshot = take_snapshot(connection, max_ahead=max_ahead)
     return apply_placements(connection, snapshot, fit(snapshot, max_ahead=max_ahead))
+
+
+def born(connection: Connection, kind: str) -> int:
+    """Return the id of a new job, attempt, vm, image or pool in its first state."""
+    pool = make_pool(connection, submitted=False)
+    if kind == "pool":
+        return pool
+    if kind == "image":
+        return int(row(connection, "pools", pool)["image_id"])
+    [vm] = make_vms(connection, pool, state=VmState.NEW)
+    if kind == "vm":
+        return vm
+    [job] = make_jobs(connection, pool)
+    if kind == "job":
+        return job
+    lease = connection.scalar(
+        text(
+            """INSERT INTO leases (vm_id, owner_id, for_jobs, slots)
+               SELECT :vm, id, true, 1 FROM owners RETURNING id"""
+        ),
+        {"vm": vm},
+    )
+    made = connection.scalar(
+        text(
+            """INSERT INTO attempts (job_id, epoch, vm_id, lease_id, cores)
+               VALUES (:job, 1, :vm, :lease, 1) RETURNING id"""
+        ),
+        {"job": job, "vm": vm, "lease": lease},
+    )
+    return int(made)
 
 
 def running_job(connection: Connection, pool: int, **fields: Any) -> tuple[int, Placed]:
@@ -233,6 +286,19 @@ def together(*functions: Callable[[], T]) -> list[T]:
 
     with ThreadPoolExecutor(len(functions)) as threads:
         return [f.result(timeout=60) for f in [threads.submit(run, f) for f in functions]]
+
+
+def wait_for_a_lock(engine: Engine) -> None:
+    """Return when another connection to the database waits for a lock."""
+    deadline = time.monotonic() + 20
+    with engine.connect() as observer:
+        while not rows(
+            observer,
+            """SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+               AND datname = current_database()""",
+        ):
+            observer.rollback()
+            assert time.monotonic() < deadline, "nobody waits for a lock"
 
 
 def heard(listener: Listener, action: Callable[[], object]) -> list[tuple[str, str]]:

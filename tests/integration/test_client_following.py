@@ -32,6 +32,11 @@ class Follower:
         finally:
             self.told.put(None)
 
+    def join(self) -> None:
+        """Wait for its end."""
+        self._thread.join(timeout=20)
+        assert not self._thread.is_alive()
+
     def next(self) -> tuple[str, bytes] | None:
         """Return the next piece, None at the end."""
         return self.told.get(timeout=20)
@@ -50,7 +55,7 @@ def _followed(bench: Workbench, client: Client) -> Iterator[tuple[Job, int, Foll
     attempt = bench.start(job.id)
     follower = Follower(job)
     yield job, attempt, follower
-    follower.rest()
+    follower.join()
 
 
 @pytest.fixture(autouse=True)

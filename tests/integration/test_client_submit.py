@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -184,10 +185,10 @@ def test_a_literal_index_outside_of_arrays_stays(bench: Workbench) -> None:
     ],
 )
 def test_what_can_never_run_is_refused_naming_the_limit(
-    bench: Workbench, fields: dict[str, int], spec: dict[str, int], limit: str
+    bench: Workbench, fields: dict[str, Any], spec: dict[str, Any], limit: str
 ) -> None:
     bench.pool(vms=0, **fields)
-    wanted = JobSpec(["true"], **spec)  # type: ignore[arg-type]
+    wanted = JobSpec(["true"], **spec)
     with bench.client() as client:
         for submit in (
             lambda: client.submit(wanted, pool="herd"),
@@ -380,21 +381,22 @@ def test_a_commit_without_an_answer_is_looked_up(
     """The connection dies just after, or just before, the COMMIT took effect."""
     from sqlalchemy.engine import default
 
-    real = default.DefaultDialect.do_commit
+    dialect: Any = default.DefaultDialect
+    real = dialect.do_commit
     bench.pool()
     for after in (True, False):
 
-        def commit(self: object, connection: object, after: bool = after) -> None:
-            monkeypatch.setattr(default.DefaultDialect, "do_commit", real)
+        def commit(self: Any, connection: Any, after: bool = after) -> None:
+            monkeypatch.setattr(dialect, "do_commit", real)
             if after:
-                real(self, connection)  # type: ignore[arg-type]
+                real(self, connection)
             _kill_connections(bench)
-            real(self, connection) if not after else connection.execute("SELECT 1")  # type: ignore[attr-defined, arg-type]
+            connection.execute("SELECT 1")
 
         with bench.client() as client:
             client.submit(JobSpec(["true"]), pool="herd")
             before = client.counts("herd")["NEW"]
-            monkeypatch.setattr(default.DefaultDialect, "do_commit", commit)
+            monkeypatch.setattr(dialect, "do_commit", commit)
             job = client.submit(JobSpec(["true"]), pool="herd")
             assert job.state == "NEW"
             assert client.counts("herd")["NEW"] == before + 1

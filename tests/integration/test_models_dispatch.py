@@ -29,6 +29,7 @@ from tests.integration.builders import (
     running_job,
     state,
     together,
+    wait_for_a_lock,
 )
 
 
@@ -283,13 +284,7 @@ def test_close_idle_waits_for_the_dispatcher_and_looks_again(engine: Engine) -> 
             return transact(engine, lambda c: close_idle(c, [vm]))
 
         def commit() -> list[int]:
-            with engine.connect() as observer:
-                while not rows(
-                    observer,
-                    """SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'
-                       AND datname = current_database()""",
-                ):
-                    observer.rollback()
+            wait_for_a_lock(engine)
             first.commit()
             return []
 

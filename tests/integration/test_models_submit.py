@@ -11,7 +11,15 @@ from sqlalchemy.orm import Session
 
 from remuda.models.database import rows
 from remuda.models.submit import NewJob, NewSpec, insert_jobs, new_array, owner_id
-from tests.integration.builders import OWNER, assert_chains, make_jobs, make_pool, row, together
+from tests.integration.builders import (
+    OWNER,
+    assert_chains,
+    make_jobs,
+    make_pool,
+    row,
+    together,
+    wait_for_a_lock,
+)
 
 
 def _pool(engine: Engine) -> int:
@@ -186,15 +194,7 @@ def test_a_key_of_a_rolled_back_submit_is_free(engine: Engine) -> None:
                 return make_jobs(connection, pool, idempotency_key="k", name="second")
 
         def roll_back() -> list[int]:
-            with engine.connect() as observer:
-                deadline = time.monotonic() + 20
-                while not rows(
-                    observer,
-                    """SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'
-                       AND datname = current_database()""",
-                ):
-                    observer.rollback()
-                    assert time.monotonic() < deadline, "the second submit does not wait"
+            wait_for_a_lock(engine)
             first.rollback()
             return []
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from remuda.errors import IllegalTransition, InstanceNotFound
 from remuda.models import leases, machines, requests, vm_life
-from remuda.models.database import rows, transact
+from remuda.models.database import transact
 from remuda.models.states import VM_EDGES, VmState
 from remuda.models.submit import owner_id
 from tests.integration.builders import (
@@ -22,33 +22,13 @@ from tests.integration.builders import (
     make_pool,
     make_vms,
     path,
+    reach_vm,
     record,
     row,
     running_job,
     state,
     together,
 )
-
-
-def _reach(connection: Connection, vm: int, target: VmState) -> None:
-    ways = {
-        VmState.NEW: [],
-        VmState.SUBMITTED: [VmState.SUBMITTED],
-        VmState.WAIT_SSH_CONTEXT: [VmState.SUBMITTED, VmState.WAIT_SSH_CONTEXT],
-        VmState.CONTEXTUALIZING: [
-            VmState.SUBMITTED,
-            VmState.WAIT_SSH_CONTEXT,
-            VmState.CONTEXTUALIZING,
-        ],
-        VmState.RUNNING: [VmState.SUBMITTED, VmState.RUNNING],
-        VmState.STALLED: [VmState.SUBMITTED, VmState.RUNNING, VmState.STALLED],
-        VmState.STOPPING: [VmState.STOPPING],
-        VmState.ERROR: [VmState.ERROR],
-        VmState.HALTED: [VmState.STOPPING, VmState.HALTED],
-    }
-    connection.execute(text("UPDATE vms SET provider_id = 'p' WHERE id = :vm"), {"vm": vm})
-    for step in ways[target]:
-        vm_life.move_vm(connection, vm, step)
 
 
 @pytest.mark.parametrize("here", VmState)
@@ -58,7 +38,7 @@ def test_moves(engine: Engine, here: VmState) -> None:
         pool = make_pool(connection)
         for target in VmState:
             [vm] = make_vms(connection, pool, state=VmState.NEW)
-            _reach(connection, vm, here)
+            reach_vm(connection, vm, here)
             before = row(connection, "vms", vm)
             if target in VM_EDGES[here]:
                 vm_life.move_vm(connection, vm, target)
@@ -192,117 +172,6 @@ def test_close_idle(engine: Engine) -> None:
         assert_sound(connection)
 
 
-def _sweep(connection: Connection, *, since_s: float = 3600) -> list[int]:
-    """Return the silent VMs, as if the sweeps had run for that long."""
-    vm_life.note_sweep(connection, "declare_stalled", gap_s=15)
-    connection.execute(
-        text("UPDATE sweeps SET since = now() - make_interval(secs => :s)"), {"s": since_s}
-    )
-    return vm_life.silent_vms(connection)
-
-
-@pytest.mark.parametrize(
-    ("here", "quiet_s", "silent"),
-    [
-        (VmState.RUNNING, 25, False),
-        (VmState.RUNNING, 35, True),
-        (VmState.SUBMITTED, 35, False),  # it boots: at least a minute
-        (VmState.SUBMITTED, 65, True),
-        (VmState.WAIT_SSH_CONTEXT, 65, True),
-        (VmState.CONTEXTUALIZING, 65, True),
-        (VmState.STOPPING, 65, True),
-        (VmState.NEW, 999, False),
-        (VmState.STALLED, 999, False),
-        (VmState.ERROR, 999, False),
-        (VmState.HALTED, 999, False),
-    ],
-)
-def test_who_is_silent(engine: Engine, here: VmState, quiet_s: float, silent: bool) -> None:
-    with engine.begin() as connection:
-        pool = make_pool(connection, heartbeat_s=1, stalling_interval_s=30)
-        [vm] = make_vms(connection, pool, state=VmState.NEW)
-        _reach(connection, vm, here)
-        age(connection, "vms", [vm], "state_changed_at", quiet_s)
-        age(connection, "vms", [vm], "heartbeat_at", quiet_s)
-        assert _sweep(connection) == ([vm] if silent else [])
-        assert _sweep(connection, since_s=20) == []  # nobody could have heard it before
-
-
-def test_a_heartbeat_counts(engine: Engine) -> None:
-    with engine.begin() as connection:
-        [vm] = make_vms(connection, make_pool(connection))
-        age(connection, "vms", [vm], "state_changed_at", 999)
-        assert _sweep(connection) == []
-        age(connection, "vms", [vm], "heartbeat_at", 999)
-        assert _sweep(connection) == [vm]
-
-
-def test_a_vm_without_a_name_at_the_provider_is_not_waited_for(engine: Engine) -> None:
-    """Stopped before it was made: nothing to be heard of, and STALLED would be no row at all."""
-    with engine.begin() as connection:
-        pool = make_pool(connection)
-        [nameless] = make_vms(connection, pool, state=VmState.NEW)
-        [named] = make_vms(connection, pool)
-        for vm in (nameless, named):
-            vm_life.move_vm(connection, vm, VmState.STOPPING)
-            age(connection, "vms", [vm], "state_changed_at", 999)
-            age(connection, "vms", [vm], "heartbeat_at", 999)
-        assert _sweep(connection) == [named]
-
-
-def test_sweeps_that_paused_begin_anew(engine: Engine) -> None:
-    with engine.begin() as connection:
-        vm_life.note_sweep(connection, "s", gap_s=15)
-        [first] = rows(connection, "SELECT * FROM sweeps")
-        connection.execute(
-            text(
-                """UPDATE sweeps SET since = now() - interval '1 hour',
-                     last_run_at = now() - interval '10 s'"""
-            )
-        )
-        vm_life.note_sweep(connection, "s", gap_s=15)
-        [second] = rows(connection, "SELECT * FROM sweeps")
-        assert second["since"] < first["since"]
-        connection.execute(text("UPDATE sweeps SET last_run_at = now() - interval '20 s'"))
-        vm_life.note_sweep(connection, "s", gap_s=15)
-        [third] = rows(connection, "SELECT * FROM sweeps")
-        assert third["since"] == third["last_run_at"]
-
-
-def test_a_stalled_vm_comes_back_unless_replaced(engine: Engine) -> None:
-    with engine.begin() as connection:
-        pool = make_pool(connection, stalling_interval_s=30)
-        back, replaced, stopped, silent = make_vms(connection, pool, 4)
-        vm_life.move_vm(connection, stopped, VmState.STOPPING)
-        for vm in (back, replaced, stopped, silent):
-            vm_life.move_vm(connection, vm, VmState.STALLED)
-        connection.execute(text("UPDATE vms SET replaced = true WHERE id = :vm"), {"vm": replaced})
-        age(connection, "vms", [silent], "state_changed_at", 31)
-        assert vm_life.stalled_for_good(connection) == [replaced, stopped, silent]
-        vm_life.move_vm(connection, back, VmState.RUNNING)
-        for vm in (replaced, stopped):
-            with pytest.raises(IllegalTransition, match="STALLED"):
-                vm_life.move_vm(connection, vm, VmState.RUNNING)
-            vm_life.move_vm(connection, vm, VmState.STOPPING)
-        assert path(connection, "vm", back).endswith("RUNNING STALLED RUNNING")
-        assert_sound(connection)
-
-
-def test_two_stall_sweeps_share_the_work(engine: Engine) -> None:
-    with engine.begin() as connection:
-        made = make_vms(connection, make_pool(connection), 4)
-        for column in ("state_changed_at", "heartbeat_at"):
-            age(connection, "vms", made, column, 999)
-        _sweep(connection)
-    with engine.connect() as first, engine.connect() as second:
-        assert vm_life.silent_vms(first) == made
-        assert vm_life.silent_vms(second) == []
-        for vm in made:
-            vm_life.move_vm(first, vm, VmState.STALLED)
-        first.commit()
-        assert vm_life.silent_vms(second) == []
-
-
 def test_drain_and_stop(engine: Engine) -> None:
     with engine.begin() as connection:
         pool = make_pool(connection, slots_per_vm=1)
@@ -328,9 +197,9 @@ def test_overdue_steps(engine: Engine) -> None:
     with engine.begin() as connection:
         pool = make_pool(connection)
         new, submitted, stopping, failed = make_vms(connection, pool, 4, state=VmState.NEW)
-        _reach(connection, submitted, VmState.SUBMITTED)
-        _reach(connection, stopping, VmState.STOPPING)
-        _reach(connection, failed, VmState.ERROR)
+        reach_vm(connection, submitted, VmState.SUBMITTED)
+        reach_vm(connection, stopping, VmState.STOPPING)
+        reach_vm(connection, failed, VmState.ERROR)
         make_vms(connection, pool)
         assert machines.unfinished_vms(connection) == []
         age(connection, "vms", [new, submitted, stopping, failed], "state_changed_at", 21)

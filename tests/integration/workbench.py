@@ -51,10 +51,10 @@ class Workbench:
                 make_vms(connection, pool, vms)
             return pool
 
-    def place(self) -> dict[int, tuple[int, int]]:
-        """Place what can be placed; return (attempt, VM) by job."""
+    def place(self, *, max_ahead: int = 1000) -> dict[int, tuple[int, int]]:
+        """Place what can be placed, `max_ahead` on each VM ahead; return (attempt, VM) by job."""
         with self.engine.begin() as connection:
-            placed = dispatch(connection, max_ahead=1000)
+            placed = dispatch(connection, max_ahead=max_ahead)
         return {p.job_id: (p.attempt_id, p.vm_id) for p in placed}
 
     def live(self, job_id: int) -> tuple[int, int]:
