@@ -25,13 +25,19 @@ class Preparer:
 
     def __init__(self, storage: Storage, *, output_limit_bytes: int) -> None:
         """Relative paths are those of the working directory now."""
+        self._last: tuple[JobSpec, NewSpec] | None = None
         self._storage = storage
         self._limit = output_limit_bytes
         self._here = os.getcwd()
 
     def spec(self, spec: JobSpec) -> NewSpec:
-        """Store the inputs and return the row; raises DataStagingError naming a missing one."""
-        return NewSpec(
+        """Store the inputs and return the row; raises DataStagingError naming a missing one.
+
+        The same spec again gives the same row.
+        """
+        if self._last is not None and self._last[0] is spec and not spec.input_files:
+            return self._last[1]
+        row = NewSpec(
             command=list(spec.words),
             environment=dict(spec.environment or {}),
             inputs=[self._input(file.local, file.name) for file in spec.input_files],
@@ -44,6 +50,8 @@ class Preparer:
             join_output=spec.join_output,
             output_limit_bytes=self._limit,
         )
+        self._last = (spec, row)
+        return row
 
     def _input(self, local: str, name: str) -> dict[str, Any]:
         stored = self._storage.put_file(self._path(local), name=local)

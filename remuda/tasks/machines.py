@@ -90,6 +90,7 @@ def _contextualize(runtime: Runtime, vm_id: int) -> None:
         channel.close()
 
     def work(connection: Connection) -> None:
+        note_launch(connection, vm["pool_id"], error=None)  # pool before VM, as sizing locks
         fields: dict[str, Any] = {"architecture": hello["architecture"]}
         if hello.get("memory_bytes"):
             fields["memory_bytes"] = hello["memory_bytes"]
@@ -97,7 +98,6 @@ def _contextualize(runtime: Runtime, vm_id: int) -> None:
             connection, vm_id, VmState.RUNNING, allowed=[VmState.SUBMITTED], fields=fields
         )
         vm_life.validate_image(connection, vm_id)
-        note_launch(connection, vm["pool_id"], error=None)
 
     runtime.transact(work)
     logs.transition("vm", vm_id, "RUNNING")
@@ -106,8 +106,8 @@ def _contextualize(runtime: Runtime, vm_id: int) -> None:
 
 def _failed(runtime: Runtime, row: Mapping[str, Any], error: str) -> None:
     def work(connection: Connection) -> None:
+        note_launch(connection, row["pool_id"], error=error)  # pool before VM, as sizing locks
         vm_life.move_vm(connection, row["id"], VmState.ERROR, fields={"error": error[:2000]})
-        note_launch(connection, row["pool_id"], error=error)
         vm_life.move_vm(connection, row["id"], VmState.STOPPING)
 
     try:

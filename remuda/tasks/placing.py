@@ -30,7 +30,11 @@ def dispatch(runtime: Runtime) -> dict[int, int]:
     def work(connection: Connection) -> list[models.Placed]:
         if not models.anything_waiting(connection):
             return []
-        snapshot = models.take_snapshot(connection, max_ahead=settings.placement_max_ahead)
+        snapshot = models.take_snapshot(
+            connection,
+            max_ahead=settings.placement_max_ahead,
+            horizon_s=settings.placement_horizon_s,
+        )
         decided = placement.place(
             _for_placement(snapshot, settings.placement_horizon_s, settings.placement_max_ahead),
             snapshot.now,

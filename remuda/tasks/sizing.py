@@ -12,7 +12,7 @@ from remuda.models import sizing as models
 from remuda.models.cancel import cancel_requeued, request_cancel
 from remuda.models.database import rows
 from remuda.models.states import PoolState, VmState
-from remuda.models.vm_life import close_idle
+from remuda.models.vm_life import close_idle, lock_vms
 from remuda.tasks import logs, messages
 from remuda.tasks.runtime import Runtime
 from remuda.workers import scaling
@@ -98,6 +98,7 @@ def _drained(demand: models.PoolDemand) -> list[int]:
 
 def _close(connection: Connection, demand: models.PoolDemand) -> list[int]:
     """Take a closing pool further: no new attempts, then no VMs."""
+    lock_vms(connection, [vm["id"] for vm in demand.vms])  # before jobs, as recording locks
     states = "<> 'TERMINATED'" if demand.pool["close_now"] else "= 'NEW'"
     left = rows(
         connection,
