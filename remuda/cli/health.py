@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from remuda.errors import BrokerUnavailable, DatabaseUnavailable, RemudaError
+from remuda.errors import BrokerUnavailable, DatabaseUnavailable, Refused, RemudaError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -109,6 +109,19 @@ def counts(engine: Engine) -> tuple[Counter[str], Counter[str]]:
     return Counter({r["state"]: r["n"] for r in jobs}), Counter({r["state"]: r["n"] for r in vms})
 
 
+def check_schema(engine: Engine) -> str:
+    """Return the schema's revision; raises Refused unless it is this release's."""
+    from remuda.system import newest_revision, present_revision
+
+    present, wanted = present_revision(engine), newest_revision()
+    if present != wanted:
+        raise Refused(
+            f"the schema is at revision {present or 'none'}, this release needs {wanted}",
+            hint="`remuda db upgrade`",
+        )
+    return wanted
+
+
 def last_sweep_age_s(engine: Engine) -> float | None:
     """Return how long ago a worker last did a sweep that beat had sent; None if never."""
     found = query(
@@ -150,10 +163,10 @@ def check_broker(settings: Settings) -> None:
         ) from None
 
 
-def ping_workers(*, timeout_s: float, wanted: int = 1, host: str | None = None) -> list[str]:
+def ping_workers(*, timeout_s: float, wanted: int = 1) -> list[str]:
     """Ask all workers through the broker; return the names of those that answered in time.
 
-    Returns as soon as `wanted` of them (of `host`, if given) have.
+    Returns as soon as `wanted` of them have.
     """
     from remuda.tasks import app
 
@@ -166,8 +179,7 @@ def ping_workers(*, timeout_s: float, wanted: int = 1, host: str | None = None) 
             raise BrokerUnavailable(
                 f"the broker does not answer: {str(error) or type(error).__name__}"
             ) from None
-        found = {name for reply in replies or [] for name in reply}
-        names |= {name for name in found if host is None or name.endswith(f"@{host}")}
+        names |= {name for reply in replies or [] for name in reply}
     return sorted(names)
 
 

@@ -12,6 +12,7 @@ from remuda.cli.job_options import job_options, take
 from remuda.cli.output import print_json, ranges
 from remuda.cli.records import job_record
 from remuda.cli.types import Indices, json_option
+from remuda.errors import NoResources
 
 
 @click.command(
@@ -56,16 +57,22 @@ def submit(
         raise click.UsageError("--key is for one job, not for an array")
     spec = shared.spec(command, join_output=join, idempotency_key=key)
     with connect.open_client() as client:
-        if array is None:
-            job = client.submit(spec, pool=shared.pool, allow_pending=allow_pending)
-            if as_json:
-                print_json([job_record(job)])
+        try:
+            if array is None:
+                jobs = [client.submit(spec, pool=shared.pool, allow_pending=allow_pending)]
             else:
-                click.echo(job.id)
+                jobs = client.submit_array(
+                    spec, array, pool=shared.pool, name=shared.name, allow_pending=allow_pending
+                )
+        except NoResources as error:
+            error.hint = "--allow-pending submits it all the same"
+            raise
+        if array is None:
+            if as_json:
+                print_json([job_record(jobs[0])])
+            else:
+                click.echo(jobs[0].id)
             return
-        jobs = client.submit_array(
-            spec, array, pool=shared.pool, name=shared.name, allow_pending=allow_pending
-        )
         made = job_record(client.job(jobs[0].id))["array"]
         if as_json:
             print_json([job_record(job) for job in client.jobs(array=made, limit=None)])

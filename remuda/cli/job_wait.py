@@ -120,7 +120,7 @@ def _display(tally: _Tally) -> Iterator[None]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     progress = Progress(
-        TextColumn("{task.completed:.0f}/{task.total:.0f} jobs"),
+        TextColumn("{task.fields[done]}"),
         BarColumn(),
         TextColumn("{task.fields[rate]}"),
         TextColumn("[red]{task.fields[failures]}"),
@@ -128,7 +128,7 @@ def _display(tally: _Tally) -> Iterator[None]:
         console=Console(stderr=True),
         transient=True,
     )
-    task = progress.add_task("", total=None, rate="", failures="")
+    task = progress.add_task("", total=None, done="", rate="", failures="")
     began = time.monotonic()
     first: int | None = None
 
@@ -138,7 +138,12 @@ def _display(tally: _Tally) -> Iterator[None]:
         rate = (tally.done - first) / max(time.monotonic() - began, 0.001)
         failures = f"{tally.failed} failed" if tally.failed else ""
         progress.update(
-            task, completed=tally.done, total=tally.total, rate=f"{rate:.1f}/s", failures=failures
+            task,
+            completed=tally.done,
+            total=tally.total,
+            done=f"{tally.done}/{tally.total} jobs",
+            rate=f"{rate:.1f}/s",
+            failures=failures,
         )
 
     tally.changed = changed  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from remuda.cli import connect, health
 from remuda.cli.base import Command
 from remuda.cli.output import count, format_duration, note
 from remuda.cli.types import DURATION, LIVE_JOB_STATES
-from remuda.errors import EmbeddedError, RemudaError, WaitTimeout
+from remuda.errors import EmbeddedError, Refused, RemudaError, WaitTimeout
 
 if TYPE_CHECKING:
     from remuda.config import Settings
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _READY_S = 20.0
 _CLOSING_S = 5.0
 _CANCELLED_S = 15.0
+_OTHERS_S = 1.0
+_MANY = 10_000
 
 
 @click.command("up", cls=Command, short_help="Start what is needed here; harmless when it runs.")
@@ -72,33 +74,48 @@ def down(now: bool, timeout: float) -> None:
     """Stop this machine's beat, worker and embedded database; no job is lost.
 
     VMs without work are ended. VMs with running jobs go on by themselves; the next `remuda up`
-    attaches to them again, and starts the jobs that wait. With --now nothing is left behind. On a
-    configured database (a shared system) only this machine's beat and worker are stopped.
+    attaches to them again, and starts the jobs that wait. With --now nothing is left behind. Where
+    workers of other machines share the system, VMs and jobs are left to them.
     """
     from remuda import embedded, system
     from remuda.config import load_settings
 
     settings = load_settings()
     running = [process.name for process in health.processes(settings) if process.running]
-    if not running and not (now and settings.embedded and embedded.server_url(settings)):
+    never_up = settings.embedded and embedded.server_url(settings) is None
+    if not running and (never_up or not now):
         click.echo("nothing was running")
         return
+    if now:
+        if _others_at_work(settings):
+            raise Refused(
+                "workers of other machines share this system; --now would cancel their jobs too",
+                hint="`remuda down` stops this machine's part, `remuda job cancel` single jobs",
+            )
+        system.bring_up(settings)
+        embedded.start_processes(settings)
+        _cancel_all()
+    elif "worker" in running:
+        _wait_for_closing_pools()
+    killed = embedded.stop_processes(settings, timeout_s=timeout)
     left: dict[str, int] = {}
-    if settings.embedded:
-        if now:
-            system.bring_up(settings)
-            _cancel_all()
-        elif "worker" in running and "postgres" in running:
-            _wait_for_closing_pools()
-        killed = embedded.stop_processes(settings, timeout_s=timeout)
-        if now or "postgres" in running:
+    try:
+        if not _others_at_work(settings):
             left = _end_vms(settings, busy_too=now)
-    else:
-        killed = embedded.stop_processes(settings, timeout_s=timeout)
+    except RemudaError as error:
+        note(f"remuda: VMs stay as they are: {error.message}")
     system.take_down(settings, timeout_s=timeout)
     for name in killed:
         note(f"remuda: the {name} did not end in {format_duration(timeout)} and was killed")
     _tell_down(running, left)
+
+
+def _others_at_work(settings: Settings) -> bool:
+    """Tell whether workers besides this machine's embedded one answer; never on embedded."""
+    if settings.embedded:
+        return False
+    names = health.ping_workers(timeout_s=_OTHERS_S, wanted=_MANY)
+    return any(name != f"embedded@{health.this_host()}" for name in names)
 
 
 def _tell_down(stopped: list[str], left: dict[str, int]) -> None:

@@ -57,6 +57,8 @@ def elastic_of(options: Mapping[str, Any], *, provider: str) -> dict[str, Any]:
         return {}
     if "max_slots" not in given:
         raise click.UsageError("an elastic pool needs --max-slots")
+    if given.get("min_slots", 0) > given["max_slots"]:
+        raise click.UsageError("--min-slots is above --max-slots")
     given.setdefault("resize_period", _LOCAL_PERIOD_S if provider == "local" else _PERIOD_S)
     return {_ELASTIC[name][0]: value for name, value in given.items()}
 
@@ -91,7 +93,9 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--vms", type=_SLOTS, metavar="N", help="VMs of a pool of fixed size.  [default: 1]"
     ),
     click.option("--min-slots", type=_SLOTS, metavar="N", help="Elastic: never fewer slots."),
-    click.option("--max-slots", type=_SLOTS, metavar="N", help="Elastic: never more slots."),
+    click.option(
+        "--max-slots", type=click.IntRange(1), metavar="N", help="Elastic: never more slots."
+    ),
     click.option(
         "--min-idle-slots",
         type=_SLOTS,

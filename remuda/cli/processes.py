@@ -44,6 +44,10 @@ def worker(celery_options: tuple[str, ...]) -> None:
     from remuda.config import load_settings
 
     settings = load_settings()
+    if settings.embedded:
+        from remuda import system
+
+        system.bring_up(settings, processes=False)
     become(
         "worker",
         f"--loglevel={settings.log_level}",

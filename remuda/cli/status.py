@@ -64,21 +64,20 @@ def gather(settings: Settings) -> dict[str, Any]:
     try:
         with health.database(settings) as engine:
             database["url"] = health.safe_url(str(engine.url))
+            health.check_schema(engine)
             jobs, vms = (dict(found) for found in health.counts(engine))
             sweep_age_s = health.last_sweep_age_s(engine)
             database["up"] = True
     except RemudaError as error:
         database["error"] = error.message
-    except Exception as error:  # a database without our tables
-        database["error"] = str(error).split("\n", 1)[0]
     try:
         health.check_broker(settings)
         broker["up"] = True
     except RemudaError as error:
         broker["error"] = error.message
     sweeping = sweep_age_s is not None and sweep_age_s < health.SWEEP_LATE_S
-    # Somewhere a worker and a beat must be at work: here, or on another machine of the system.
-    at_work = all(process.running for process in processes) if settings.embedded else sweeping
+    # A worker and a beat must be at work: here, or on another machine of a shared system.
+    at_work = all(p.running for p in processes) or (sweeping and not settings.embedded)
     return {
         "up": bool(database["up"] and broker["up"] and at_work),
         "processes": [asdict(process) for process in processes],

@@ -8,6 +8,7 @@ from remuda.cli import connect
 from remuda.cli.base import Command
 from remuda.cli.output import (
     Column,
+    Row,
     count,
     format_duration,
     format_size,
@@ -22,7 +23,7 @@ _COLUMNS = [
     Column("ID", "id", right=True),
     Column("NAME", "name"),
     Column("POOL", "pool"),
-    Column("STATE", lambda row: f"{row['state']}{' draining' if row['draining'] else ''}"),
+    Column("STATE", lambda row: _state(row)),
     Column("SLOTS", "slots", right=True),
     Column("BUSY", lambda row: row["busy_slots"] + row["leased_slots"], right=True),
     Column("JOBS", "jobs", right=True),
@@ -115,6 +116,11 @@ def terminate(vms: tuple[str, ...], now: bool) -> None:
             at_once = client.terminate_vm(vm.id, now=now)
             after = "" if at_once else f" after {count(vm.jobs, 'job')}"
             click.echo(f"VM {vm.name} goes{after}")
+
+
+def _state(row: Row) -> str:
+    draining = row["draining"] and row["state"] in ("RUNNING", "STALLED")
+    return f"{row['state']} draining" if draining else str(row["state"])
 
 
 def _load(load: float | None) -> str:

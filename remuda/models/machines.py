@@ -34,6 +34,11 @@ def unfinished_vms(connection: Connection) -> Sequence[Mapping[str, Any]]:
     return rows(connection, f"SELECT v.id, v.state FROM vms v WHERE {_OVERDUE} ORDER BY v.id")
 
 
+def stopping_vms(connection: Connection) -> list[int]:
+    """Return the VMs that are to be terminated."""
+    return [row["id"] for row in rows(connection, "SELECT id FROM vms WHERE state = 'STOPPING'")]
+
+
 def providers_in_use(connection: Connection) -> list[tuple[str, str]]:
     """Return (provider, tag) of the pools that may still have machines.
 

@@ -81,8 +81,10 @@ def stop_vm(connection: Connection, vm_id: int, *, now: bool = False) -> bool:
     drain_vm(connection, vm_id)
     if now:
         move_vm(connection, vm_id, VmState.STOPPING)
-        return True
-    return bool(close_idle(connection, [vm_id]))
+    elif not close_idle(connection, [vm_id]):
+        return False
+    connection.execute(text("SELECT pg_notify('remuda_wake', 'stop')"))
+    return True
 
 
 def request_lease(

@@ -136,18 +136,18 @@ def silent_vms(connection: Connection) -> list[int]:
     """Lock and return the VMs without a sign of life for their pool's stalling interval.
 
     The time counts only while somebody listened: since the sweeps have run without a gap, and for a
-    running VM only under a watch, anew when the watch has gone to another worker. A VM still booting
-    gets at least a minute; one that was stopped before the provider named it has nothing to be heard
-    of.
+    running VM up to its watch's last renewal, anew when the watch went to another worker. A VM
+    still booting gets at least a minute; one stopped before the provider named it has nothing to
+    be heard of.
     """
     found = rows(
         connection,
         f"""SELECT v.id FROM vms v JOIN pools p ON p.id = v.pool_id, sweeps s
             WHERE s.name = 'declare_stalled' AND v.state IN ({sql_list(_SILENT)})
               AND v.provider_id IS NOT NULL
-              AND (v.state <> 'RUNNING' OR v.watch_expires_at > now())
               AND greatest(v.heartbeat_at, v.state_changed_at, v.listening_since, s.since)
-                  < now() - make_interval(
+                  < CASE WHEN v.state = 'RUNNING' THEN v.watch_renewed_at ELSE now() END
+                  - make_interval(
                       secs => CASE WHEN v.state = 'RUNNING' THEN p.stalling_interval_s
                                    ELSE greatest(p.stalling_interval_s, 60) END)
             ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED""",

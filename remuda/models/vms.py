@@ -55,7 +55,9 @@ class Vm(Base):
     journal_n: Mapped[BigInt] = mapped_column(server_default="0")
     watcher: Mapped[str | None] = mapped_column(Text)
     watch_expires_at: Mapped[Timestamp | None]
-    # Since when somebody listens: silence counts from here on, if the VM was well until then.
+    # Silence is what a living watcher heard: it ends when the watch was last renewed, and begins no
+    # earlier than `listening_since`, set when the watch of a VM that was well goes to another.
+    watch_renewed_at: Mapped[Timestamp | None]
     listening_since: Mapped[Timestamp | None]
 
     created_at: Mapped[Created]

@@ -24,11 +24,11 @@ _CLAIM = f"""
       LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
     ), v AS (
       UPDATE vms SET watcher = :worker, watch_expires_at = now() + make_interval(secs => :ttl),
+        watch_renewed_at = now(),
         -- A VM that was well when its last watcher was has not been silent: nobody listened.
         listening_since = CASE
-          WHEN watcher IS DISTINCT FROM :worker AND (watch_expires_at IS NULL
-               OR watch_expires_at - make_interval(secs => :ttl) - heartbeat_at
-                  < make_interval(secs => pools.stalling_interval_s))
+          WHEN watcher IS DISTINCT FROM :worker AND (watch_renewed_at IS NULL
+               OR watch_renewed_at - heartbeat_at < make_interval(secs => pools.stalling_interval_s))
           THEN now() ELSE listening_since END
       FROM free, pools WHERE vms.id = free.id AND pools.id = vms.pool_id RETURNING vms.*
     )
@@ -71,7 +71,8 @@ def renew_watches(
 ) -> set[int]:
     """Renew the worker's watches; return those it still holds."""
     statement = text("""
-        UPDATE vms SET watch_expires_at = now() + make_interval(secs => :ttl)
+        UPDATE vms SET watch_renewed_at = now(),
+               watch_expires_at = now() + make_interval(secs => :ttl)
         WHERE id = ANY(:ids) AND watcher = :worker RETURNING id""")
     return set(connection.scalars(statement, {"worker": worker, "ids": list(vm_ids), "ttl": ttl_s}))
 

@@ -1,4 +1,4 @@
-"""Bring users' wishes about running jobs to their runners: cancel, follow."""
+"""Bring users' wishes to where they are granted: cancel and follow jobs, stop VMs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from remuda.errors import Unreachable
 from remuda.models import cancel as models
+from remuda.models import machines
 from remuda.models.watches import vm_for_channel
 from remuda.tasks import messages
 from remuda.tasks.runtime import Runtime
@@ -50,3 +51,8 @@ def follow(runtime: Runtime) -> None:
         channel = runtime.links.present(row["vm_id"])
         if channel is not None:
             channel.send("follow", a=row["attempt_id"])
+
+
+def stop_vms(runtime: Runtime) -> None:
+    """Send for the VMs that users had stopped; sent for twice, a VM is terminated once."""
+    messages.terminate_vm(runtime.transact(machines.stopping_vms))

@@ -73,7 +73,7 @@ class Watcher:
         return self._attacher
 
     def wake(self, kind: str) -> None:
-        """Have the loop do what `kind` asks for: dispatch, cancel, follow, pool or vm."""
+        """Have the loop do what `kind` asks for: dispatch, cancel, follow, stop, watch, pool or vm."""
         self._inbox.put(("wake", kind, None))
 
     def heard(self, vm_id: int, channel: Channel, message: dict[str, Any] | None) -> None:
@@ -168,6 +168,8 @@ class Watcher:
                 cancelling.follow(runtime)
             if "dispatch" in wakes or time.monotonic() >= self._resize_at:
                 self._dispatch()
+            if "stop" in wakes:
+                cancelling.stop_vms(runtime)
             if "watch" in wakes:
                 self._attacher.claim()
             if wakes & {"pool", "vm"}:

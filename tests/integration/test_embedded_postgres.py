@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import contextlib
 import os
 import pwd
 import shutil
@@ -78,7 +79,8 @@ def kill_everything(settings: Settings) -> list[int]:
     cluster = cluster_of(settings)
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and serves(name, cluster)]
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a child may go with its parent
+            os.kill(pid, signal.SIGKILL)
     until(lambda: not any(identify(pid) for pid in pids))
     return pids
 

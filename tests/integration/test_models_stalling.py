@@ -17,7 +17,8 @@ def _sweep(connection: Connection, *, since_s: float = 3600) -> list[int]:
     """Return the silent VMs, as if the sweeps had run for that long and somebody listened."""
     connection.execute(
         text(
-            """UPDATE vms SET watcher = 'w', watch_expires_at = now() + interval '1 min'
+            """UPDATE vms SET watcher = 'w', watch_renewed_at = now(),
+                   watch_expires_at = now() + interval '1 min'
                WHERE state = 'RUNNING'"""
         )
     )
@@ -87,6 +88,16 @@ def test_only_a_watched_vm_is_silent(engine: Engine) -> None:
         assert _sweep_only(connection) == [vm]
         assert [v["id"] for v in claim_watches(connection, "b", ttl_s=10)] == [vm]
         assert _sweep_only(connection) == [vm]  # claiming again is no excuse
+
+
+def test_a_dead_watcher_hears_nothing(engine: Engine) -> None:
+    """Long after a worker died, even before its watch is over, its VMs are not silent."""
+    with engine.begin() as connection:
+        [vm] = make_vms(connection, make_pool(connection, heartbeat_s=1, stalling_interval_s=5))
+        claim_watches(connection, "a", ttl_s=600)
+        for column in ("state_changed_at", "heartbeat_at", "listening_since", "watch_renewed_at"):
+            age(connection, "vms", [vm], column, 300)
+        assert _sweep_only(connection) == []
 
 
 def test_a_vm_that_fell_silent_under_its_watcher_stalls_under_the_next(engine: Engine) -> None:

@@ -86,7 +86,16 @@ def test_sizes(size: int | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, ""), (0, "0s"), (0.25, "250ms"), (1e-9, "1ms"), (2.5, "2.5s"), (12.4, "12s"), (5400, "1h30m"), (172800, "2d")],
+    [
+        (None, ""),
+        (0, "0s"),
+        (0.25, "250ms"),
+        (1e-9, "1ms"),
+        (2.5, "2.5s"),
+        (12.4, "12s"),
+        (5400, "1h30m"),
+        (172800, "2d"),
+    ],
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert format_duration(seconds) == text

@@ -176,6 +176,7 @@ def _vms() -> None:
         sa.Column("journal_n", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("watcher", sa.Text()),
         _time("watch_expires_at"),
+        _time("watch_renewed_at"),
         _time("listening_since"),
         _time("created_at", now=True),
         _time("submitted_at"),
