@@ -23,6 +23,7 @@ from remuda.cli.output import (
     print_json,
     print_rows,
     printable,
+    write_whole,
 )
 from remuda.cli.records import find_jobs, job_record
 from remuda.cli.types import JOB_IDS, JOB_STATES, json_option
@@ -162,8 +163,7 @@ def logs(job_id: int, follow: bool, stderr: bool, attempt: int | None) -> None:
         if follow:
             for name, data in client.follow(job):
                 if name == stream:
-                    out.write(data)
-                    out.flush()
+                    write_whole(out, data)
         elif attempt is not None:
             _write_attempt(client, job_id, attempt, stream, out)
         elif not job.done:
@@ -171,8 +171,7 @@ def logs(job_id: int, follow: bool, stderr: bool, attempt: int | None) -> None:
                 f"job {job_id} is {job.state}", hint=f"`remuda job logs -f {job_id}` follows it"
             )
         else:
-            out.write(job.stderr if stderr else job.stdout)
-        out.flush()
+            write_whole(out, job.stderr if stderr else job.stdout)
 
 
 @click.command("results", cls=Command, short_help="Copy jobs' results into a folder.")
@@ -261,24 +260,21 @@ def _write_attempt(client: Client, job_id: int, number: int, stream: str, out: B
         == (attempts[number], "stream", stream)
     ]
     if kept and kept[0]["url"] is not None:
-        import shutil
-
         from remuda.storage import Storage
 
         with Storage(client.settings.storage).open(kept[0]["url"]) as file:
-            shutil.copyfileobj(file, out, 1 << 20)
+            while piece := file.read(1 << 20):
+                write_whole(out, piece)
     elif kept:
         from remuda.cli.health import database
         from remuda.models.database import transact
         from remuda.models.outputs import inline_data
 
         with database(client.settings) as engine:
-            out.write(
-                transact(
-                    engine,
-                    lambda c: inline_data(c, attempts[number], kind="stream", name=stream),
-                )
+            data = transact(
+                engine, lambda c: inline_data(c, attempts[number], kind="stream", name=stream)
             )
+        write_whole(out, data)
 
 
 def _exit(row: Any) -> str:

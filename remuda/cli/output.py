@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import select
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import click
 
@@ -137,6 +138,17 @@ def ranges(ids: Iterable[int]) -> str:
 def note(text: str) -> None:
     """Say something on stderr: stdout is for what was asked."""
     click.echo(text, err=True)
+
+
+def write_whole(file: BinaryIO, data: bytes) -> None:
+    """Write all the bytes now; an unbuffered stdout or an interrupted write takes only some."""
+    left = memoryview(data)
+    while left:
+        taken = cast("int | None", file.write(left))
+        if taken is None:  # a non-blocking pipe that is full
+            select.select([], [file], [])
+        left = left[taken or 0 :]
+    file.flush()
 
 
 def style(text: str) -> str:

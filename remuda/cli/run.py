@@ -14,7 +14,7 @@ import click
 from remuda.cli import connect
 from remuda.cli.base import BROKEN_PIPE, Command, silence_stdout
 from remuda.cli.job_options import job_options, take
-from remuda.cli.output import note, printable
+from remuda.cli.output import note, printable, write_whole
 from remuda.errors import RemudaError
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def pass_on(client: Client, job: Job) -> None:
     """Write the job's output as it comes to our own stdout and stderr, byte for byte."""
     outlets = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     for stream, data in client.follow(job):
-        outlets[stream].write(data)
-        outlets[stream].flush()
+        write_whole(outlets[stream], data)
 
 
 def exit_code(job: Job, *, interrupted_by: int | None = None) -> int:

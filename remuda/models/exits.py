@@ -163,6 +163,16 @@ def facts(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Attem
     return {row["attempt_id"]: AttemptFacts(**row) for row in found}
 
 
+def states_of(connection: Connection, attempt_ids: Sequence[int]) -> Sequence[Mapping[str, Any]]:
+    """Return (attempt_id, job_id, state, reason, job_state) of attempts, for the log."""
+    return rows(
+        connection,
+        """SELECT a.id AS attempt_id, a.job_id, a.state, a.reason, j.state AS job_state
+           FROM attempts a JOIN jobs j ON j.id = a.job_id WHERE a.id = ANY(:ids) ORDER BY a.id""",
+        ids=list(attempt_ids),
+    )
+
+
 def record_starts(connection: Connection, vm_id: int, ages: Mapping[int, float]) -> None:
     """Record that attempts of the VM started `ages[id]` seconds ago."""
     if ages:

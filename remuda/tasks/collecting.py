@@ -13,7 +13,7 @@ from remuda.models import collect
 from remuda.models.exits import facts, lock_journal
 from remuda.models.watches import vm_for_channel
 from remuda.storage import Storage
-from remuda.tasks import decisions, logs
+from remuda.tasks import decisions, recording
 from remuda.tasks.links import vm_address
 from remuda.tasks.runtime import Runtime
 from remuda.workers.channel import Channel
@@ -55,11 +55,11 @@ def get_results(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int] | None 
             )
             for row in rows
         ]
-        return collect.finish(connection, vm_id, outcomes, outputs)
+        done = collect.finish(connection, vm_id, outcomes, outputs)
+        recording.tell(connection, vm_id, sorted(done))
+        return done
 
     done = runtime.transact(work)
-    for attempt_id in done:
-        logs.transition("attempt", attempt_id, "COLLECTED", vm_id=vm_id)
     channel.send("free", a=[row["attempt_id"] for row in rows])
     return len(done)
 

@@ -47,4 +47,9 @@ def transition(kind: str, subject_id: int, state: str, **ids: object) -> None:
         _transitions.log(level, f"{kind} {subject_id} {state} {told}".rstrip(), extra=fields)
 
 
+def tells_jobs() -> bool:
+    """Return whether transitions of jobs and attempts are logged; finding their ids costs a query."""
+    return _transitions.isEnabledFor(logging.DEBUG)
+
+
 _transitions = logging.getLogger("remuda.transitions")

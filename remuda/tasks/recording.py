@@ -80,17 +80,20 @@ def _record(connection: Connection, vm_id: int, batch: Batch) -> Recorded:
     outputs = [row for e, _ in ended.values() for row in decisions.inline_outputs(e)]
     live = exits.record_ends(connection, vm_id, outcomes, outputs, journal_n=newest)
     by_id = {outcome.attempt_id: outcome for outcome in outcomes}
-    for attempt_id in live:
-        logs.transition(
-            "attempt",
-            attempt_id,
-            by_id[attempt_id].state,
-            vm_id=vm_id,
-            reason=by_id[attempt_id].reason,
-        )
+    tell(connection, vm_id, [*starts, *live])
     to_collect = [a for a in live if by_id[a].state == "EXITED"]
     to_free = [a for a, (e, _) in ended.items() if e.get("box") and a not in to_collect]
     return Recorded(newest, len(live), to_collect, to_free)
+
+
+def tell(connection: Connection, vm_id: int, attempt_ids: Sequence[int]) -> None:
+    """Log where attempts and their jobs have come to, one line each, if that is wanted."""
+    if not (attempt_ids and logs.tells_jobs()):
+        return
+    for row in exits.states_of(connection, attempt_ids):
+        ids = {"vm_id": vm_id, "reason": row["reason"]}
+        logs.transition("attempt", row["attempt_id"], row["state"], job_id=row["job_id"], **ids)
+        logs.transition("job", row["job_id"], row["job_state"], attempt_id=row["attempt_id"], **ids)
 
 
 def lose_attempts(connection: Connection, vm_id: int, message: str) -> int:
@@ -106,6 +109,7 @@ def lose_attempts(connection: Connection, vm_id: int, message: str) -> int:
         exits.record_ends(connection, vm_id, on_their_way)
     if exited:
         collect.finish(connection, vm_id, exited)
+    tell(connection, vm_id, [row["attempt_id"] for row in attempts])
     return len(attempts)
 
 

@@ -1,4 +1,4 @@
-"""A system on the embedded broker with one static pool, for tests of what jobs do."""
+"""A system on each broker with one static pool, for tests of what jobs do."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from remuda.client import Pool
 from tests.system import System, running_system
 
 
+@pytest.fixture(params=["filesystem", "amqp", "redis"])
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """The URL of each broker in turn."""
+    fixture = {"amqp": "rabbitmq_url", "redis": "redis_url"}.get(request.param)
+    return str(request.getfixturevalue(fixture)) if fixture else "filesystem://"
+
+
 @pytest.fixture
-def system(tmp_path: Path, database_url: str) -> Iterator[System]:
-    """A running system: one worker, one beat."""
-    with running_system(tmp_path, database_url=database_url) as running:
+def system(tmp_path: Path, database_url: str, broker_url: str) -> Iterator[System]:
+    """A running system, one worker and one beat, on each broker in turn."""
+    with running_system(tmp_path, database_url=database_url, broker_url=broker_url) as running:
         yield running
 
 

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from remuda import JobFailed, JobSpec
 from tests.invariants import broken
-from tests.system import System, eventually, running_system
-
-BROKERS = ["filesystem", "amqp", "redis"]
-
-
-@pytest.fixture(params=BROKERS)
-def system(request: pytest.FixtureRequest, tmp_path: Path, database_url: str) -> Iterator[System]:
-    """A running system, on each broker in turn."""
-    urls = {"filesystem": None, "amqp": "rabbitmq_url", "redis": "redis_url"}
-    fixture = urls[request.param]
-    url = request.getfixturevalue(fixture) if fixture else "filesystem://"
-    with running_system(tmp_path, database_url=database_url, broker_url=url) as running:
-        yield running
+from tests.system import System, eventually
 
 
 def test_jobs_with_files_on_an_elastic_pool(system: System, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import time
@@ -174,7 +175,11 @@ def test_the_reader_of_a_pipe_may_leave() -> None:
         "A('r', {'C': {'f': Entry('f', 'F.')}}).main(['f'])\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Unbuffered, Python itself does not notice.
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -201,4 +206,4 @@ def test_completion_of_commands_and_options() -> None:
     assert complete("remuda jo", 1) == ["job"]
     assert "submit" in complete("remuda job ", 2)
     assert complete("remuda job list --sta", 3) == ["--state"]
-    assert "RUNNING" in complete("remuda job list --state ", 4)
+    assert "running" in complete("remuda job list --state ", 4)

@@ -1,0 +1,50 @@
+"""Jobs from a producer that reaches only the broker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from remuda import Client, JobSpec
+from remuda.client import Pool
+from tests.invariants import broken
+from tests.system import System, eventually
+
+
+def call(system: System, *arguments: object) -> None:
+    """Send `remuda.enqueue` as any Celery user would."""
+    words = [sys.executable, "-m", "celery", "-A", "remuda.tasks", "call", "remuda.enqueue"]
+    subprocess.run(
+        [*words, "--args", json.dumps(arguments)],
+        env=system.environment,
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_enqueue(system: System, client: Client, pool: Pool) -> None:
+    """Plain JSON becomes jobs, once per key; what is wrong is told in the log and changes nothing."""
+    specs = [{"command": ["echo", "one"]}, {"command": ["echo", "two"], "priority": 5}]
+    call(system, specs, "sim", "alice", "key-1")
+    call(system, specs, "sim", "alice", "key-1")
+    call(system, [{"command": []}], "sim", "alice", "key-2")
+    call(system, [{"command": ["true"], "inputs": ["/etc/passwd"]}], "sim", "alice", "key-3")
+    call(system, specs[:1], "no-such-pool", "alice", "key-4")
+    eventually("the wrong ones are told", lambda: "no-such-pool" in system.log("worker"))
+    jobs = eventually("the jobs are there", lambda: client.jobs(pool=pool, owner="alice"))
+    client.wait(jobs, timeout_s=30)
+    assert sorted(job.stdout for job in jobs) == [b"one\n", b"two\n"]
+    assert system.query("SELECT count(*) AS count FROM jobs") == [{"count": 2}]
+
+
+def test_a_forking_worker(system: System, client: Client, pool: Pool) -> None:
+    """`-P prefork` works too: tasks run in children, the parent watches the VMs."""
+    system.stop("worker")
+    system.start_worker("forking", "-P", "prefork", "-c", "2")
+    spec = JobSpec("echo {index} > out.txt", shell=True, outputs=["out.txt"])
+    jobs = client.submit_array(spec, 10, pool=pool)
+    for index, job in enumerate(jobs):
+        assert job.result(timeout_s=60).outputs["out.txt"].read_text() == f"{index}\n"
+    assert system.stop("forking") < 5, system.log("forking")
+    assert broken(system.query) == {}
