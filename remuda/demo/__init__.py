@@ -15,12 +15,15 @@ from pathlib import Path
 from rich.console import Console
 
 from remuda.client import Client
+from remuda.config import load_settings
 from remuda.demo import picture
 from remuda.demo.chaos import pull_a_plug
 from remuda.demo.progress import Monitor
 from remuda.demo.report import plot, summary
+from remuda.embedded import server_status
 from remuda.errors import JobFailed, RemudaError
 from remuda.spec import JobSpec
+from remuda.system import take_down
 
 TILE_SCRIPT = Path(__file__).with_name("tile.py")
 
@@ -28,8 +31,19 @@ TILE_SCRIPT = Path(__file__).with_name("tile.py")
 def run(*, tiles: int = 64, chaos: bool = False, out: Path | None = None) -> int:
     """Render the picture; return 0 only if every tile is right and the pool is back at zero.
 
-    `tiles` is a square number of 4 to 1024. Results go to the folder `out`, made if needed.
+    `tiles` is a square number of 4 to 1024. Results go to the folder `out`, made if needed. What
+    had to be started for it is stopped again.
     """
+    settings = load_settings()
+    was_up = not settings.embedded or server_status(settings).running
+    try:
+        return _run(tiles, chaos=chaos, out=out)
+    finally:
+        if not was_up:
+            take_down(settings)
+
+
+def _run(tiles: int, *, chaos: bool, out: Path | None) -> int:
     scene = picture.scene(tiles)
     folder = (out or Path("remuda-demo")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
