@@ -122,6 +122,22 @@ def expire(connection: Connection) -> int:
     return len(ended)
 
 
+def release_all(connection: Connection, pool_id: int) -> int:
+    """End every lease without a job on the pool's VMs, whoever holds it; return how many."""
+    ended = list(
+        connection.scalars(
+            text(
+                """UPDATE leases l SET released_at = now() FROM vms v
+                   WHERE v.id = l.vm_id AND v.pool_id = :pool AND NOT l.for_jobs
+                     AND l.released_at IS NULL RETURNING l.vm_id"""
+            ),
+            {"pool": pool_id},
+        )
+    )
+    _free(connection, ended)
+    return len(ended)
+
+
 def _free(connection: Connection, vm_ids: Sequence[int]) -> None:
     if vm_ids:
         connection.execute(

@@ -115,7 +115,11 @@ def hand_over(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int]) -> None:
     if here:
         backend = runtime.links.backend(vm["backend"])
         jobs = [_start_job(row) for row in here]
-        backend.post_jobs(channel, vm_address(vm), jobs, floor=floor)
+        try:
+            backend.post_jobs(channel, vm_address(vm), jobs, floor=floor)
+        except VmUnreachable as error:
+            log.info("VM %d left before its jobs were handed over: %s", vm_id, error)
+            messages.submit_job(vm_id, [row["attempt_id"] for row in here])
 
 
 def submit_job(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int] | None = None) -> int:

@@ -11,6 +11,7 @@ from remuda.errors import BadInput
 from remuda.models import sizing as models
 from remuda.models.cancel import cancel_requeued, request_cancel
 from remuda.models.database import rows
+from remuda.models.leases import release_all
 from remuda.models.states import PoolState, VmState
 from remuda.models.vm_life import close_idle, lock_vms
 from remuda.tasks import logs, messages
@@ -99,6 +100,8 @@ def _drained(demand: models.PoolDemand) -> list[int]:
 def _close(connection: Connection, demand: models.PoolDemand) -> list[int]:
     """Take a closing pool further: no new attempts, then no VMs."""
     lock_vms(connection, [vm["id"] for vm in demand.vms])  # before jobs, as recording locks
+    if demand.pool["close_now"]:
+        release_all(connection, demand.pool["id"])
     states = "<> 'TERMINATED'" if demand.pool["close_now"] else "= 'NEW'"
     left = rows(
         connection,

@@ -138,6 +138,8 @@ class Watcher:
         if kind == "wake":
             self._wakes.add(key)
         elif kind == "closed":
+            self._in_flight.pop(key, None)  # unknown from here on: each end looks for more work
+            self._refill_at.pop(key, None)
             self._attacher.lost_channel(key, value[0])
         elif kind == "push":
             self._sort(key, value[1], came_at=value[2])

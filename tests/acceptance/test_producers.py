@@ -1,4 +1,4 @@
-"""Jobs from a producer that reaches only the broker."""
+"""Producers that reach only the broker, forking workers, pools closed in a hurry."""
 
 from __future__ import annotations
 
@@ -47,4 +47,17 @@ def test_a_forking_worker(system: System, client: Client, pool: Pool) -> None:
     for index, job in enumerate(jobs):
         assert job.result(timeout_s=60).outputs["out.txt"].read_text() == f"{index}\n"
     assert system.stop("forking") < 5, system.log("forking")
+    assert broken(system.query) == {}
+
+
+def test_close_now_ends_leases_and_jobs(system: System, client: Client, pool: Pool) -> None:
+    """A pool closed without draining waits for nobody: neither a lease nor a running job."""
+    client.submit(JobSpec(["true"]), pool=pool).result(timeout_s=60)
+    lease = client.acquire(pools=["sim"], ttl_s=600, timeout=30)
+    job = client.submit(JobSpec(["sleep", "300"]), pool=pool)
+    pool.close(now=True)
+    pool.wait_closed(timeout_s=30)
+    assert job.wait(timeout_s=10).reason == "CANCELLED"
+    assert system.query("SELECT id FROM leases WHERE released_at IS NULL") == []
+    lease.release()
     assert broken(system.query) == {}
