@@ -151,7 +151,7 @@ def check_broker(settings: Settings) -> None:
         with BrokerConnection(
             settings.broker, connect_timeout=_CONNECT_S, transport_options=options
         ) as connection:
-            connection.ensure_connection(max_retries=1, timeout=_CONNECT_S)
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_S)
             connection.default_channel  # noqa: B018 - opening it logs in
     except RemudaError:
         raise

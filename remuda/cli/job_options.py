@@ -102,7 +102,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--output-dir",
         type=click.Path(path_type=str, file_okay=False),
         metavar="DIR",
-        help="Where its outputs are copied to.",
+        help="Where its outputs are copied to when they are asked for.",
     ),
     click.option(
         "--env",

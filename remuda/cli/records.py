@@ -132,14 +132,15 @@ def find_jobs(
 
 
 def find_vms(client: Client, wanted: Iterable[str]) -> list[VmInfo]:
-    """Return the VMs of these ids or names; raises InstanceNotFound for the first unknown one."""
-    found = []
-    for text in dict.fromkeys(wanted):
+    """Return the VMs of these ids or names; each once; raises InstanceNotFound."""
+    found: dict[int, VmInfo] = {}
+    for text in wanted:
         if text.isascii() and text.isdigit():
-            found.append(client.vm(int(text)))
-            continue
-        named = [vm for vm in client.vms(all=True) if vm.name == text]
-        if not named:
-            raise InstanceNotFound(f"there is no VM {text[:100]!r}", hint="`remuda vm list`")
-        found.append(named[0])
-    return found
+            vm = client.vm(int(text))
+        else:
+            named = [vm for vm in client.vms(all=True) if vm.name == text]
+            if not named:
+                raise InstanceNotFound(f"there is no VM {text[:100]!r}", hint="`remuda vm list`")
+            vm = named[0]
+        found[vm.id] = vm
+    return list(found.values())

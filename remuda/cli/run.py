@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,8 @@ def run(ctx: click.Context, /, command: tuple[str, ...], keep: bool, **options: 
                 client.cancel([job])
                 ctx.exit(BROKEN_PIPE)
             job.wait()
+            if shared.output_dir is not None:
+                job.results(Path(shared.output_dir), overwrite=True)
     ctx.exit(exit_code(job, interrupted_by=interrupts.number))
 
 

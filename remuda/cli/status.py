@@ -24,6 +24,7 @@ from remuda.errors import RemudaError
 if TYPE_CHECKING:
     from remuda.config import Settings
 
+_PING_S = 1.0
 _COLUMNS = [
     Column("PROCESS", "name"),
     Column("STATE", lambda row: "up" if row["running"] else "down"),
@@ -77,7 +78,9 @@ def gather(settings: Settings) -> dict[str, Any]:
         broker["error"] = error.message
     sweeping = sweep_age_s is not None and sweep_age_s < health.SWEEP_LATE_S
     # A worker and a beat must be at work: here, or on another machine of a shared system.
-    at_work = all(p.running for p in processes) or (sweeping and not settings.embedded)
+    at_work = all(p.running for p in processes)
+    if not (at_work or settings.embedded) and sweeping and broker["up"]:
+        at_work = bool(health.ping_workers(timeout_s=_PING_S))
     return {
         "up": bool(database["up"] and broker["up"] and at_work),
         "processes": [asdict(process) for process in processes],

@@ -105,19 +105,22 @@ class Watcher:
                 listener.close()
 
     def _loop(self) -> None:
-        pause = 0.0
+        pause, failed_s = 0.0, 0.25
         while not self._stop.is_set():
             self._gather(pause)
             if self._stop.is_set():
                 break
             try:
                 pause = self._turn()
+                failed_s = 0.25
+                continue
             except Unreachable as error:
                 log.warning("the watcher waits: %s", error)
-                self._stop.wait(0.5)
+                failed_s = 0.5
             except Exception:
-                log.exception("the watcher failed in a turn and goes on")
-                self._stop.wait(0.5)
+                failed_s = min(30.0, failed_s * 2)
+                log.exception("the watcher failed in a turn; it goes on in %.1f s", failed_s)
+            self._stop.wait(failed_s)
 
     def _gather(self, pause: float) -> None:
         """Wait for something to do; then take all there is, `pause` seconds long if nothing hurries."""

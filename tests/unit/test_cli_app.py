@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -207,3 +209,16 @@ def test_completion_of_commands_and_options() -> None:
     assert "submit" in complete("remuda job ", 2)
     assert complete("remuda job list --sta", 3) == ["--state"]
     assert "running" in complete("remuda job list --state ", 4)
+
+
+def test_the_page_in_docs_names_every_option_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    named = set(re.findall(r"--[a-z][a-z-]*", page)) - {"--help"}
+    real = {
+        name
+        for _, _, command in commands(root)
+        for option in command.params
+        for name in option.opts
+        if name.startswith("--")
+    }
+    assert named == real

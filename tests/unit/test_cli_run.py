@@ -37,8 +37,15 @@ class FakeJob:
     message: str | None = None
     id: int = 7
 
+    delivered: list[Path] = field(default_factory=list)
+
     def wait(self) -> FakeJob:
         return self
+
+    def results(self, to: Path, *, overwrite: bool) -> dict[str, Path]:
+        assert overwrite
+        self.delivered.append(to)
+        return {}
 
 
 @dataclass
@@ -99,6 +106,17 @@ def test_options_become_the_spec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert (spec.name, spec.retries, spec.priority) == ("fit", 3, -5)
     assert dict(spec.environment or {}) == {"A": "b=c"}
     assert str(spec.output_dir) == str(tmp_path)
+    assert client.job.delivered == [tmp_path]
+
+
+def test_outputs_of_a_failed_command_are_delivered_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = FakeClient(FakeJob("NONZERO", 3))
+    folder = tmp_path / "out"
+    options = ["--output", "x.csv", "--output-dir", str(folder), "fit"]
+    assert remuda(monkeypatch, client, *options).exit_code == 3
+    assert client.job.delivered == [folder]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +198,7 @@ def leaving(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         codes.append(code)
         raise Left
 
-    monkeypatch.setattr(run.os, "_exit", leave)
+    monkeypatch.setattr(os, "_exit", leave)
     return codes
 
 
@@ -209,9 +227,10 @@ def test_keep_leaves_the_job_running(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reader_that_leaves_cancels_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chunks(_: FakeClient) -> Iterator[tuple[str, bytes]]:
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-        yield "stdout", b""
+    def chunks(client: FakeClient) -> Iterator[tuple[str, bytes]]:
+        yield "stdout", b"y"
+        if client.submitted:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     client = FakeClient(chunks=chunks)
     monkeypatch.setattr(run, "silence_stdout", lambda: None)

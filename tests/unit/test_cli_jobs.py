@@ -1,0 +1,353 @@
+"""The job commands over a client that only remembers: parsing, printing, exit codes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from remuda.cli import connect
+from remuda.cli.app import root
+from remuda.errors import AlreadyExists, JobFailed, NoResources, UnknownJob, WaitTimeout
+from remuda.spec import JobSpec
+
+NOON = datetime(2025, 1, 31, 12, tzinfo=UTC)
+
+
+@dataclass
+class FakeJob:
+    """A row."""
+
+    id: int
+    state: str = "TERMINATED"
+    reason: str | None = "OK"
+    exit_code: int | None = 0
+    array: int | None = None
+    name: str = ""
+    message: str | None = None
+    signal: int | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    files: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        return self.state == "TERMINATED"
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "name": self.name,
+            "pool": "sim",
+            "state": self.state,
+            "reason": self.reason,
+            "exit_code": self.exit_code,
+            "signal": self.signal,
+            "message": self.message,
+            "array_id": self.array,
+            "epoch": 1,
+            "submitted_at": NOON,
+            "started_at": NOON,
+            "ended_at": NOON + timedelta(seconds=2),
+            "wall_s": 1.5,
+            "never_shown": "x",
+        }
+
+    def result(self) -> Any:
+        if self.reason != "OK":
+            raise JobFailed(f"job {self.id} failed")
+        return SimpleNamespace(outputs={name: Path("/own") / name for name in self.files})
+
+    def results(self, to: Path, *, overwrite: bool) -> dict[str, Path]:
+        if "taken" in self.files and not overwrite:
+            raise AlreadyExists("taken is already there")
+        return {name: to / name for name in self.files}
+
+
+@dataclass
+class FakeClient:
+    """Jobs in a dict; `ending` says what the live ones turn into."""
+
+    rows: dict[int, FakeJob] = field(default_factory=dict)
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    timeout: bool = False
+    full: bool = False
+
+    def add(self, *jobs: FakeJob) -> FakeClient:
+        self.rows |= {job.id: job for job in jobs}
+        return self
+
+    def submit(self, spec: JobSpec, *, pool: str | None, allow_pending: bool) -> FakeJob:
+        if self.full and not allow_pending:
+            raise NoResources("it can never run", hint="something of the API")
+        self.calls.append(("submit", (spec, pool)))
+        return self.rows.setdefault(5, FakeJob(5, "NEW", None, None))
+
+    def submit_array(
+        self,
+        spec: JobSpec,
+        indices: int | list[int],
+        *,
+        pool: str | None,
+        name: str,
+        allow_pending: bool,
+    ) -> list[FakeJob]:
+        self.calls.append(("submit_array", (spec, indices, pool, name)))
+        ids = [101, 102, 103, 107]
+        self.add(*(FakeJob(i, "NEW", None, None, array=12) for i in ids))
+        return [self.rows[i] for i in ids]
+
+    def job(self, job_id: int) -> FakeJob:
+        if job_id not in self.rows:
+            raise UnknownJob(f"there is no job {job_id}")
+        return self.rows[job_id]
+
+    def jobs(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        array: int | None = None,
+        state: Sequence[str] | None = None,
+        limit: int | None = 1000,
+        **filters: Any,
+    ) -> list[FakeJob]:
+        self.calls.append(("jobs", {"state": state, "limit": limit, **filters}))
+        found = [
+            job
+            for job in self.rows.values()
+            if (ids is None or job.id in ids)
+            and (array is None or job.array == array)
+            and (state is None or job.state in state)
+        ]
+        return found[:limit]
+
+    def as_completed(
+        self, jobs: Iterable[FakeJob], *, timeout_s: float | None
+    ) -> Iterator[FakeJob]:
+        for job in jobs:
+            if self.timeout:
+                raise WaitTimeout
+            job.state, job.reason = "TERMINATED", job.reason or "OK"
+            yield job
+
+    def reasons(self, pool: str | None, *, array: int | None) -> Counter[str]:
+        return Counter(str(job.reason) for job in self.rows.values() if job.done)
+
+    def cancel(self, jobs: list[FakeJob]) -> int:
+        return sum(not job.done for job in jobs)
+
+    def retry(self, job: FakeJob, *, pool: str | None) -> FakeJob:
+        return FakeJob(job.id + 1000)
+
+    def follow(self, job: FakeJob) -> Iterator[tuple[str, bytes]]:
+        yield "stdout", b"one\n"
+        yield "stderr", b"warn\n"
+        yield "stdout", b"two\n"
+
+    def explain(self, job_id: int) -> list[str]:
+        return ["It waits.", "Bad\x1b[2Jname"]
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    made = FakeClient()
+
+    @contextmanager
+    def opened(*, start: bool = True) -> Iterator[Any]:
+        yield made
+
+    monkeypatch.setattr(connect, "open_client", opened)
+    return made
+
+
+def remuda(*arguments: str) -> Result:
+    return CliRunner().invoke(root, list(arguments), prog_name="remuda")
+
+
+def test_the_quickstarts_array(client: FakeClient) -> None:
+    line = """remuda job submit --pool sim --name tile --array 100 --input tile.py
+        --output '{index}.txt' --cores 1 --memory 512M --walltime 10m -- python3 tile.py '{index}'
+    """
+    result = remuda(*shlex.split(line)[1:])
+    assert (result.exit_code, result.stdout) == (0, "array 12: jobs 101..103,107\n")
+    name, (spec, indices, pool, array_name) = client.calls[0]
+    assert (name, indices, pool, array_name) == ("submit_array", 100, "sim", "tile")
+    assert list(spec.command) == ["python3", "tile.py", "{index}"]
+    assert (spec.cores, spec.memory_bytes, spec.walltime_s) == (1, 512 << 20, 600)
+
+
+def test_one_job_prints_its_id(client: FakeClient) -> None:
+    result = remuda("job", "submit", "--shell", "--key", "k", "--join", "--", "echo", "$HOME")
+    assert (result.exit_code, result.stdout) == (0, "5\n")
+    spec, pool = client.calls[0][1]
+    assert pool is None
+    assert (spec.idempotency_key, spec.join_output) == ("k", True)
+
+
+def test_submit_as_json(client: FakeClient) -> None:
+    assert [job["id"] for job in json.loads(remuda("job", "submit", "--json", "x").stdout)] == [5]
+    found = json.loads(remuda("job", "submit", "--json", "--array", "4", "x").stdout)
+    assert [(job["id"], job["array"]) for job in found] == [
+        (101, 12), (102, 12), (103, 12), (107, 12),
+    ]  # fmt: skip
+
+
+def test_a_job_that_fits_nowhere(client: FakeClient) -> None:
+    client.full = True
+    result = remuda("job", "submit", "x")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "remuda: error: it can never run\nhint: --allow-pending submits it all the same\n"
+    )
+    assert remuda("job", "submit", "--allow-pending", "x").exit_code == 0
+
+
+def test_bad_input_is_2_and_submits_nothing(client: FakeClient) -> None:
+    for wrong in (["--output", "../x", "true"], ["--cores", "-1", "true"], ["--", ""]):
+        result = remuda("job", "submit", *wrong)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("remuda: error: ")
+    assert client.calls == []
+
+
+def test_list(client: FakeClient) -> None:
+    client.add(FakeJob(1), FakeJob(2, reason="SIGNALLED", exit_code=None, signal=9, name="a b"))
+    result = remuda("job", "list", "--pool", "sim", "--state", "running", "--state", "NEW")
+    assert (result.exit_code, client.calls[-1][1]["state"]) == (0, ["RUNNING", "NEW"])
+    lines = remuda("job", "list").stdout.splitlines()
+    assert lines[0].split() == [
+        "ID", "NAME", "POOL", "STATE", "REASON", "EXIT", "TRIES", "VM", "SUBMITTED", "TIME",
+    ]  # fmt: skip
+    assert lines[2].split() == [
+        "2", "a", "b", "sim", "TERMINATED", "SIGNALLED", "sig", "9", "1", "2025-01-31",
+        "12:00:00Z", "1.5s",
+    ]  # fmt: skip
+
+
+def test_list_as_json_is_one_array_of_stable_keys(client: FakeClient) -> None:
+    assert json.loads(remuda("job", "list", "--json").stdout) == []
+    client.add(FakeJob(1))
+    found = json.loads(remuda("job", "list", "--json", "--limit", "1").stdout)
+    assert list(found[0]) == [
+        "id", "name", "pool", "owner", "array", "index", "state", "reason", "exit_code", "signal",
+        "message", "attempts", "vm", "cores", "memory_bytes", "walltime_s", "priority",
+        "submitted_at", "started_at", "ended_at", "wall_s", "user_s", "system_s", "max_rss_bytes",
+    ]  # fmt: skip
+    assert found[0]["ended_at"] == "2025-01-31T12:00:02Z"
+
+
+def test_a_cut_list_says_so(client: FakeClient) -> None:
+    client.add(FakeJob(1), FakeJob(2))
+    result = remuda("job", "list", "--limit", "2")
+    assert "the newest 2" in result.stderr
+
+
+def test_wait_until_all_succeeded(client: FakeClient) -> None:
+    client.add(FakeJob(1), FakeJob(2, "RUNNING", None), FakeJob(3, "NEW", None))
+    for arguments in (["--pool", "sim", "--timeout", "600"], ["1", "2..3"]):
+        result = remuda("job", "wait", *arguments)
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert result.stderr == "3 jobs succeeded\n"
+
+
+def test_wait_for_nothing(client: FakeClient) -> None:
+    result = remuda("job", "wait", "--pool", "sim")
+    assert (result.exit_code, result.stderr) == (0, "there are no jobs\n")
+
+
+def test_wait_names_the_failures(client: FakeClient) -> None:
+    client.add(FakeJob(1, name="fit", reason="NONZERO", exit_code=3, message="bad\x07 luck"))
+    client.add(*(FakeJob(i, "RUNNING", "LOST") for i in range(2, 14)))
+    result = remuda("job", "wait", "--pool", "sim")
+    lines = result.stderr.splitlines()
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert lines[0] == "remuda: 13 jobs failed"
+    assert lines[1] == r"  job 1 'fit': exit code 3, bad\x07 luck"
+    assert lines[2] == "  job 2: LOST"
+    assert lines[11:] == ["  and 3 more"]
+
+
+def test_wait_gives_up(client: FakeClient) -> None:
+    client.add(FakeJob(1), FakeJob(2, "RUNNING", None), FakeJob(3, "NEW", None))
+    client.timeout = True
+    result = remuda("job", "wait", "--pool", "sim", "--timeout", "1s")
+    assert result.exit_code == 124
+    assert result.stderr == "remuda: the time is over: 2 of 3 jobs not ended\n"
+
+
+def test_unknown_jobs(client: FakeClient) -> None:
+    client.add(FakeJob(1))
+    result = remuda("job", "wait", "1", "5..9")
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (
+        1,
+        "remuda: error: there is no job 5..9",
+    )
+    assert "there is no array 4" in remuda("job", "wait", "--array", "4").stderr
+    assert remuda("job", "show", "0").exit_code == 2
+
+
+def test_cancel(client: FakeClient) -> None:
+    client.add(FakeJob(1), FakeJob(2, "RUNNING", None))
+    result = remuda("job", "cancel", "1..2")
+    assert (result.stdout, result.stderr) == ("cancelled 1 job\n", "1 job had already ended\n")
+    result = remuda("job", "cancel", "--pool", "sim")
+    assert (result.stdout, result.stderr) == ("cancelled 1 job\n", "")
+
+
+def test_retry(client: FakeClient) -> None:
+    client.add(FakeJob(1), FakeJob(2), FakeJob(3, "RUNNING", None))
+    assert remuda("job", "retry", "1", "2").stdout == "1001\n1002\n"
+    refused = remuda("job", "retry", "1", "3")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "job 3 is RUNNING" in refused.stderr
+    assert remuda("job", "retry", "1", "1").exit_code == 2
+
+
+def test_logs(client: FakeClient) -> None:
+    client.add(FakeJob(1, stdout=b"\xffout", stderr=b"err"), FakeJob(2, "RUNNING", None))
+    assert remuda("job", "logs", "1").stdout_bytes == b"\xffout"
+    assert remuda("job", "logs", "--stderr", "1").stdout_bytes == b"err"
+    assert remuda("job", "logs", "-f", "2").stdout == "one\ntwo\n"
+    assert remuda("job", "logs", "-f", "--stderr", "2").stdout == "warn\n"
+    early = remuda("job", "logs", "2")
+    assert (early.exit_code, early.stderr.splitlines()[1]) == (
+        1,
+        "hint: `remuda job logs -f 2` follows it",
+    )
+    assert remuda("job", "logs", "-f", "--attempt", "1", "2").exit_code == 2
+
+
+def test_results(client: FakeClient, tmp_path: Path) -> None:
+    client.add(FakeJob(1, files=("a", "b"), array=3), FakeJob(2, array=3))
+    result = remuda("job", "results", "1", "--to", str(tmp_path))
+    assert result.stdout.splitlines() == [str(tmp_path / "a"), str(tmp_path / "b")]
+    result = remuda("job", "results", "--array", "3", "--by-id", "--to", str(tmp_path))
+    assert result.stdout.splitlines() == [str(tmp_path / "1" / "a"), str(tmp_path / "1" / "b")]
+    assert result.stderr == "job 2 left no files\n"
+    assert remuda("job", "results", "1").stdout == "/own/a\n/own/b\n"
+    assert remuda("job", "results").exit_code == 2
+    assert remuda("job", "results", "1", "--overwrite").exit_code == 2
+    client.add(FakeJob(8, reason="NONZERO"))
+    failed = remuda("job", "results", "8")
+    assert failed.stderr == "remuda: error: job 8 failed\nhint: --to DIR copies what it left\n"
+    client.add(FakeJob(9, "RUNNING", None))
+    early = remuda("job", "results", "1", "9", "--to", str(tmp_path))
+    assert (early.exit_code, early.stdout) == (1, "")
+    client.add(FakeJob(4, files=("taken",)))
+    taken = remuda("job", "results", "4", "--to", str(tmp_path))
+    assert (taken.exit_code, taken.stderr.splitlines()[1]) == (1, "hint: --overwrite replaces it")
+    assert remuda("job", "results", "4", "--to", str(tmp_path), "--overwrite").exit_code == 0
+
+
+def test_explain_prints_nothing_a_terminal_would_obey(client: FakeClient) -> None:
+    assert remuda("job", "explain", "1").stdout.splitlines() == ["It waits.", r"Bad\x1b[2Jname"]

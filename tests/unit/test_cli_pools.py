@@ -1,0 +1,301 @@
+"""The pool and vm commands over a client that only remembers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from remuda.cli import connect
+from remuda.cli.app import root
+from remuda.client.vms import VmInfo
+from remuda.errors import BadInput, InstanceNotFound, Refused, UnknownPool, WaitTimeout
+
+NOON = datetime(2025, 1, 31, 12, tzinfo=UTC)
+
+_KNOWN: dict[str, Any] = {
+    "id": 3,
+    "name": "sim-3",
+    "pool": "sim",
+    "provider": "local",
+    "state": "RUNNING",
+    "draining": False,
+    "slots": 2,
+    "busy_slots": 1,
+    "leased_slots": 1,
+    "jobs": 1,
+    "address": {"home": "/x"},
+    "load": 0.123,
+    "heartbeat_at": NOON,
+    "heartbeat_age_s": 0.5,
+    "created_at": NOON,
+}
+_FIELDS: dict[str, Any] = {item.name: _KNOWN.get(item.name) for item in fields(VmInfo)}
+VM = VmInfo(**_FIELDS)
+
+
+@dataclass
+class FakePool:
+    """A pool's row."""
+
+    name: str
+    fields: dict[str, Any]
+    calls: list[tuple[str, Any]]
+    wrong: bool = False
+
+    @property
+    def state(self) -> str:
+        return str(self.fields["state"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.fields.get("settings", {}))
+
+    def info(self) -> dict[str, Any]:
+        return self.fields
+
+    def update(self) -> FakePool:
+        return self
+
+    def setup_elastic(self, **arguments: Any) -> None:
+        if self.wrong:
+            raise BadInput("no")
+        self.calls.append(("setup_elastic", arguments))
+        self.fields |= {
+            "is_elastic": True,
+            "elastic_minimum_slots": arguments.get("minimum_total_slots", 0),
+            "elastic_maximum_slots": arguments["maximum_total_slots"],
+        }
+
+    def submit(self) -> FakePool:
+        self.fields["state"] = "SUBMITTED"
+        return self
+
+    def set(self, **fields: Any) -> None:
+        self.calls.append(("set", fields))
+
+    def close(self, *, now: bool) -> None:
+        self.calls.append(("close", now))
+        self.fields |= {"state": "CLOSING", "live_jobs": 2}
+
+    def wait_closed(self, timeout_s: float | None) -> None:
+        if timeout_s == 0:
+            raise WaitTimeout("pool sim is still CLOSING")
+        self.fields |= {"state": "CLOSED", "live_jobs": 0}
+
+    def delete(self) -> None:
+        self.calls.append(("delete", self.name))
+
+    def explain(self) -> list[str]:
+        return ["Because."]
+
+
+@dataclass
+class FakeClient:
+    """Pools by name and one VM."""
+
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    by_name: dict[str, FakePool] = field(default_factory=dict)
+    wrong: bool = False
+
+    def create_pool(self, name: str, **fields: Any) -> FakePool:
+        self.calls.append(("create_pool", (name, fields)))
+        row = {"name": name, "state": "UNSUBMITTED", "is_elastic": False, "instance_count": 1,
+               "live_jobs": 0, "busy_slots": 0, "slots": 0, **fields}  # fmt: skip
+        self.by_name[name] = FakePool(name, row, self.calls, self.wrong)
+        return self.by_name[name]
+
+    def pool(self, name: str) -> FakePool:
+        if name not in self.by_name:
+            raise UnknownPool(f"there is no pool {name!r}", hint="pools: none yet")
+        return self.by_name[name]
+
+    def pools(self, *, all: bool) -> list[FakePool]:
+        return list(self.by_name.values())
+
+    def counts(self, pool: FakePool) -> dict[str, int]:
+        return {"NEW": 0, "RUNNING": 2}
+
+    def vms(
+        self, *, pool: Any = None, state: Sequence[str] | None = None, all: bool = False
+    ) -> list[VmInfo]:
+        self.calls.append(("vms", (state, all)))
+        return [VM]
+
+    def vm(self, vm_id: int) -> VmInfo:
+        if vm_id != VM.id:
+            raise InstanceNotFound(f"there is no VM {vm_id}")
+        return VM
+
+    def drain_vm(self, vm_id: int) -> None:
+        self.calls.append(("drain", vm_id))
+
+    def terminate_vm(self, vm_id: int, *, now: bool) -> bool:
+        self.calls.append(("terminate", (vm_id, now)))
+        return now
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    made = FakeClient()
+
+    @contextmanager
+    def opened(*, start: bool = True) -> Iterator[Any]:
+        yield made
+
+    monkeypatch.setattr(connect, "open_client", opened)
+    return made
+
+
+def remuda(line: str) -> Result:
+    return CliRunner().invoke(root, shlex.split(line), prog_name="remuda")
+
+
+def test_the_quickstarts_pool(client: FakeClient) -> None:
+    result = remuda(
+        "pool create sim --provider local --slots-per-vm 2 --min-slots 0 --max-slots 8"
+        " --idle-time 30"
+    )
+    assert (result.exit_code, result.stdout) == (0, "pool sim is SUBMITTED: 0..8 slots\n")
+    assert client.calls == [
+        ("create_pool", ("sim", {"provider": "local", "backend": None, "image": "default",
+                                 "slots_per_vm": 2})),
+        ("setup_elastic", {"minimum_total_slots": 0, "maximum_total_slots": 8,
+                           "minimum_idle_time_seconds": 30.0, "resize_period": 1.0}),
+    ]  # fmt: skip
+
+
+def test_a_pool_of_fixed_size_with_everything(client: FakeClient) -> None:
+    result = remuda(
+        "pool create fix --provider ec2 --image ubuntu --backend ssh --vms 2 --memory-per-vm 4G"
+        " --isolation owner --heartbeat 2s --stalling-interval 1m --tag a --tag b"
+        " --setting region=eu-1 --setting spot=true --no-submit --json"
+    )
+    assert result.exit_code == 0
+    assert [pool["state"] for pool in json.loads(result.stdout)] == ["UNSUBMITTED"]
+    assert client.calls[0][1][1] == {
+        "provider": "ec2",
+        "backend": "ssh",
+        "image": "ubuntu",
+        "instance_count": 2,
+        "memory_bytes_per_vm": 4 << 30,
+        "isolation": "owner",
+        "heartbeat_s": 2.0,
+        "stalling_interval_s": 60.0,
+        "tags": ["a", "b"],
+        "settings": {"region": "eu-1", "spot": True},
+    }
+
+
+def test_elastic_defaults_depend_on_the_provider(client: FakeClient) -> None:
+    remuda("pool create far --provider ec2 --max-slots 8 --resize-factor 0.5 --min-idle-slots 1")
+    assert client.calls[1][1] == {
+        "maximum_total_slots": 8,
+        "resize_factor": 0.5,
+        "minimum_idle_slots": 1,
+        "resize_period": 90.0,
+    }
+
+
+def test_a_refused_pool_leaves_nothing_behind(client: FakeClient) -> None:
+    client.wrong = True
+    result = remuda("pool create sim --max-slots 8")
+    assert (result.exit_code, result.stderr) == (2, "remuda: error: no\n")
+    assert client.calls[-1] == ("delete", "sim")
+
+
+def test_set(client: FakeClient) -> None:
+    client.create_pool("sim")
+    assert remuda("pool set sim --max-slots 6 --idle-time 2m --tag x").exit_code == 0
+    assert client.calls[-1] == (
+        "set",
+        {
+            "tags": ["x"],
+            "is_elastic": True,
+            "elastic_maximum_slots": 6,
+            "elastic_minimum_idle_time_s": 120.0,
+        },
+    )
+    assert remuda("pool set sim --vms 3").exit_code == 0
+    assert client.calls[-1] == ("set", {"instance_count": 3, "is_elastic": False})
+    assert remuda("pool set nope --vms 3").exit_code == 1
+
+
+def test_list_and_show(client: FakeClient) -> None:
+    assert json.loads(remuda("pool list --json").stdout) == []
+    pool = client.create_pool("sim", slots_per_vm=2)
+    pool.setup_elastic(maximum_total_slots=8)
+    lines = remuda("pool list").stdout.splitlines()
+    assert lines[1].split()[:4] == ["sim", "UNSUBMITTED", "0..8", "slots"]
+    shown = remuda("pool show sim").stdout
+    assert "0..8 slots" in shown
+    assert "RUNNING=2" in shown
+    found = json.loads(remuda("pool show sim --json").stdout)
+    assert found[0]["elastic"]["maximum_total_slots"] == 8
+    assert (found[0]["jobs"], found[0]["vms_by_state"]) == (
+        {"NEW": 0, "RUNNING": 2},
+        {"RUNNING": 1},
+    )
+
+
+def test_close(client: FakeClient) -> None:
+    client.create_pool("sim")
+    result = remuda("pool close sim")
+    assert (result.exit_code, result.stdout) == (0, "pool sim is CLOSING\n")
+    assert result.stderr == "2 jobs still to end; --now cancels\n"
+    assert remuda("pool close sim --now --wait").stdout == "pool sim is CLOSED\n"
+    late = remuda("pool close sim --timeout 0")
+    assert (late.exit_code, late.stderr) == (1, "remuda: error: pool sim is still CLOSING\n")
+
+
+def test_delete_and_explain(client: FakeClient) -> None:
+    client.create_pool("sim")
+    assert remuda("pool explain sim").stdout == "Because.\n"
+    assert remuda("pool delete sim").stdout == "pool sim is deleted\n"
+    assert remuda("pool explain nope").stderr == (
+        "remuda: error: there is no pool 'nope'\nhint: pools: none yet\n"
+    )
+
+
+def test_vm_list(client: FakeClient) -> None:
+    result = remuda("vm list --state running --all")
+    assert client.calls == [("vms", (["RUNNING"], True))]
+    assert result.stdout.splitlines()[1].split() == [
+        "3", "sim-3", "sim", "RUNNING", "2", "2", "1", "0.12", "500ms", "2025-01-31", "12:00:00Z",
+    ]  # fmt: skip
+    found = json.loads(remuda("vm list --json").stdout)
+    assert (found[0]["address"], found[0]["heartbeat_at"]) == (
+        {"home": "/x"},
+        "2025-01-31T12:00:00Z",
+    )
+
+
+def test_a_draining_vm_shows_it(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "vms", lambda **_: [replace(VM, draining=True)])
+    assert "RUNNING draining" in remuda("vm list").stdout
+
+
+def test_vms_by_id_or_name(client: FakeClient) -> None:
+    assert "sim-3" in remuda("vm show 3").stdout
+    assert json.loads(remuda("vm show sim-3 --json").stdout)[0]["id"] == 3
+    assert remuda("vm show 4").stderr == "remuda: error: there is no VM 4\n"
+    assert remuda("vm show sim-4").exit_code == 1
+    assert remuda("vm drain 3 sim-3").stdout == "VM sim-3 is draining\n"
+    assert remuda("vm terminate sim-3").stdout == "VM sim-3 goes after 1 job\n"
+    assert remuda("vm terminate sim-3 --now").stdout == "VM sim-3 goes\n"
+
+
+def test_a_refused_termination(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(vm_id: int, *, now: bool) -> bool:
+        raise Refused("VM 3 is HALTED")
+
+    monkeypatch.setattr(client, "terminate_vm", refuse)
+    result = remuda("vm terminate 3")
+    assert (result.exit_code, result.stderr) == (1, "remuda: error: VM 3 is HALTED\n")
