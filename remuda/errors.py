@@ -1,25 +1,25 @@
 """Every error Remuda raises on purpose, in one tree.
 
-    RemudaError
-    ├── BadInput (ValueError)            what was given can never be right
-    ├── ConfigError                      a setting is missing or wrong
-    ├── NotFound (LookupError)           UnknownPool, UnknownJob, UnknownOwner,
-    │   └── InstanceNotFound (KeyError)  an unknown VM
-    ├── AlreadyExists                    the name is taken
-    ├── Refused                          the state forbids it; nothing was changed
-    │   ├── IllegalTransition
-    │   └── StaleHolder                  an old fencing token
-    ├── Unreachable                      DatabaseUnavailable, BrokerUnavailable, VmUnreachable
-    ├── EmbeddedError                    the one-machine default cannot run here
-    ├── BackendError                     running a job on a resource
-    │   ├── Recoverable                  MaximumCapacityReached, ResourceNotReady
-    │   └── NoResources, DataStagingError, OutputNotAvailable, AuthError
-    ├── ProviderError                    making or removing a VM
-    │   └── QuotaExceeded, CapacityError, ProviderAuthError,
-    │       TransientProviderError, PermanentProviderError
-    ├── JobFailed                        the job ended, but not well
-    ├── NoVmAvailable
-    └── WaitTimeout (TimeoutError)
+RemudaError
+├── BadInput (ValueError)            what was given can never be right
+├── ConfigError                      a setting is missing or wrong
+├── NotFound (LookupError)           UnknownPool, UnknownJob, UnknownOwner,
+│   └── InstanceNotFound (KeyError)  an unknown VM
+├── AlreadyExists                    the name is taken
+├── Refused                          the state forbids it; nothing was changed
+│   ├── IllegalTransition
+│   └── StaleHolder                  an old fencing token
+├── Unreachable                      DatabaseUnavailable, BrokerUnavailable, VmUnreachable
+├── EmbeddedError                    the one-machine default cannot run here
+├── BackendError                     running a job on a resource
+│   ├── Recoverable                  MaximumCapacityReached, ResourceNotReady
+│   └── NoResources, DataStagingError, OutputNotAvailable, AuthError
+├── ProviderError                    making or removing a VM
+│   └── QuotaExceeded, CapacityError, ProviderAuthError,
+│       TransientProviderError, PermanentProviderError
+├── JobFailed                        the job ended, but not well
+├── NoVmAvailable
+└── WaitTimeout (TimeoutError)
 """
 
 from __future__ import annotations

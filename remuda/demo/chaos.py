@@ -11,9 +11,7 @@ from remuda.workers.providers import get_provider
 
 def pull_a_plug(client: Client, pool: Pool, console: Console) -> bool:
     """Take the machine of a busy VM of the pool away behind Remuda's back; False if none is busy."""
-    busy = [
-        vm for vm in client.vms(pool=pool, state="RUNNING") if vm.jobs and vm.provider_id
-    ]
+    busy = [vm for vm in client.vms(pool=pool, state="RUNNING") if vm.jobs and vm.provider_id]
     if not busy:
         return False
     victim = busy[0]
