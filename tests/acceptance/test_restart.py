@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -86,3 +88,50 @@ def test_a_database_that_is_down_at_submit(tmp_path: Path) -> None:
         client.submit(JobSpec(["true"]), pool="sim")
     assert "secret-word" not in repr(caught.value) + str(caught.value) + repr(settings)
     assert "does not answer" in str(caught.value)
+
+
+def test_a_silent_vm_is_stalled_replaced_and_ended(
+    system: System, client: Client, tmp_path: Path
+) -> None:
+    """Its runner hangs, heartbeats stay away: its job runs again elsewhere, the machine goes."""
+    pool = client.create_pool(
+        "fragile", provider="local", slots_per_vm=1, heartbeat_s=0.5, stalling_interval_s=3
+    )
+    pool.setup_elastic(maximum_total_slots=1, resize_period=1, minimum_idle_time_seconds=60)
+    pool.submit()
+    gate = tmp_path / "gate"
+    job = client.submit(
+        JobSpec(
+            ["sh", "-c", 'echo started; until [ -e "$1" ]; do sleep 0.1; done', "-", str(gate)]
+        ),
+        pool=pool,
+    )
+    eventually("the job runs", lambda: running_attempts(system))
+    first = client.vms(pool=pool)[0]
+    runner = int(Path(str(first.address["home"]), "runner.pid").read_text().split()[0])
+    os.kill(runner, signal.SIGSTOP)
+    eventually(
+        "the job is lost with its VM",
+        lambda: system.query("SELECT id FROM attempts WHERE state = 'LOST'"),
+        timeout_s=30,
+    )
+    gate.touch()
+    assert job.result(timeout_s=60).stdout == b"started\n"
+    assert job.attempts == 2
+    path = eventually(
+        "the machine is gone",
+        lambda: (
+            [
+                row["to_state"]
+                for row in system.query(
+                    "SELECT to_state FROM events WHERE kind = 'vm' AND subject_id = %(id)s ORDER BY id",
+                    id=first.id,
+                )
+            ][-3:]
+            == ["STALLED", "STOPPING", "HALTED"]
+        ),
+        timeout_s=30,
+    )
+    assert path
+    assert not Path(str(first.address["home"])).exists()
+    assert broken(system.query) == {}

@@ -17,6 +17,7 @@ from remuda.config import load_settings
 from remuda.embedded import ensure_server, server_status, stop_server
 from remuda.models import migrate
 from remuda.models.database import make_engine
+from remuda.workers.providers import get_provider
 from tests.invariants import broken
 from tests.system import System, eventually
 
@@ -103,6 +104,9 @@ def test_every_job_ends_once(system: System, tmp_path: Path) -> None:
         pool.close()
         eventually("the pool is closed", lambda: pool_state(system) == "CLOSED", timeout_s=60)
     assert broken(system.query) == {}
+    # Invariant 4, both ways: no machine is left, and every row says so.
+    assert get_provider("local", system.settings).list("") == []
+    assert system.query("SELECT id, state FROM vms WHERE state <> 'HALTED'") == []
     reasons = system.query("SELECT reason, count(*) AS count FROM jobs GROUP BY 1")
     assert reasons == [{"reason": "OK", "count": JOBS}], reasons
     _check_marks(system, marks)
