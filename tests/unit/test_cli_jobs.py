@@ -6,7 +6,6 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from remuda.cli import connect
 from remuda.cli.app import root
 from remuda.errors import AlreadyExists, JobFailed, NoResources, UnknownJob, WaitTimeout
 from remuda.spec import JobSpec
+from tests.unit.cli import stand_in
 
 NOON = datetime(2025, 1, 31, 12, tzinfo=UTC)
 
@@ -161,12 +160,7 @@ class FakeClient:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     made = FakeClient()
-
-    @contextmanager
-    def opened(*, start: bool = True) -> Iterator[Any]:
-        yield made
-
-    monkeypatch.setattr(connect, "open_client", opened)
+    stand_in(monkeypatch, made)
     return made
 
 

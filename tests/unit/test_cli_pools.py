@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from remuda.cli import connect
 from remuda.cli.app import root
 from remuda.client.vms import VmInfo
 from remuda.errors import BadInput, InstanceNotFound, Refused, UnknownPool, WaitTimeout
+from tests.unit.cli import stand_in
 
 NOON = datetime(2025, 1, 31, 12, tzinfo=UTC)
 
@@ -145,12 +144,7 @@ class FakeClient:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     made = FakeClient()
-
-    @contextmanager
-    def opened(*, start: bool = True) -> Iterator[Any]:
-        yield made
-
-    monkeypatch.setattr(connect, "open_client", opened)
+    stand_in(monkeypatch, made)
     return made
 
 
