@@ -9,6 +9,7 @@ import click
 
 from remuda.cli import connect
 from remuda.cli.base import Command
+from remuda.cli.hosts_file import HostsFile
 from remuda.cli.output import (
     Column,
     count,
@@ -51,6 +52,12 @@ _COLUMNS = [
 )
 @pool_options
 @click.option(
+    "--hosts",
+    type=HostsFile(),
+    metavar="FILE",
+    help="The hosts of a static pool: TOML or JSON, see docs/ssh.md.",
+)
+@click.option(
     "--no-submit", is_flag=True, help="Do not open it yet; `pool set` can then change all."
 )
 @json_option
@@ -59,6 +66,7 @@ def create(
     provider: str,
     backend: str | None,
     image: str,
+    hosts: list[dict[str, Any]] | None,
     no_submit: bool,
     as_json: bool,
     **options: Any,
@@ -68,14 +76,16 @@ def create(
     \b
         remuda pool create fix --vms 2 --slots-per-vm 4          # always two VMs
         remuda pool create sim --min-slots 0 --max-slots 8       # as many as its jobs need
+        remuda pool create lab --provider static --hosts lab.toml --vms 3
 
     With any of the options marked "Elastic" the pool is elastic, and needs --max-slots.
     """
     elastic = elastic_of(options, provider=provider)
+    fields = fields_of(options)
+    if hosts is not None:
+        fields["settings"] = {**fields.get("settings", {}), "hosts": hosts}
     with connect.open_client() as client:
-        pool = client.create_pool(
-            name, provider=provider, backend=backend, image=image, **fields_of(options)
-        )
+        pool = client.create_pool(name, provider=provider, backend=backend, image=image, **fields)
         try:
             if elastic:
                 pool.setup_elastic(**elastic)

@@ -18,6 +18,7 @@ from remuda.errors import (
     UnknownPool,
     WaitTimeout,
 )
+from remuda.hosts import hosts_of
 from remuda.models import pool_life, query, requests
 from remuda.models.database import WAKE_CHANNEL, Listener
 from remuda.models.states import OPEN_POOL, PoolState
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_POOL = "default"
 _POLL_S = 1.0
 _ENDED = ("CLOSED", "PENDING_DELETE")
+_BACKENDS = {"static": "ssh"}  # of providers that are not called like theirs
 
 
 class Pool:
@@ -159,7 +161,10 @@ class Pool:
 
     def set(self, **fields: Any) -> None:
         """Change settings, all or none; raises BadInput for wrong ones, Refused for late ones."""
-        self._change(pool_settings.checked(fields))
+        checked = pool_settings.checked(fields)
+        if self.provider == "static" and "settings" in checked:
+            hosts_of(checked["settings"])
+        self._change(checked)
 
     def submit(self) -> Pool:
         """Open it for work; VMs come as they are needed. Raises Refused when it has ended."""
@@ -235,9 +240,11 @@ def create(
 ) -> Pool:
     """Insert a pool with checked `fields` and return it; raises BadInput, AlreadyExists."""
     pool_settings.pool_name(name)
+    if provider == "static":
+        hosts_of(fields.get("settings", {}))
     kinds = {
         "provider": pool_settings.kind("provider", provider),
-        "backend": pool_settings.kind("backend", backend or provider),
+        "backend": pool_settings.kind("backend", backend or _BACKENDS.get(provider, provider)),
         "image": pool_settings.image_name(image),
     }
     made = context.commit(

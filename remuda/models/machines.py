@@ -39,18 +39,18 @@ def stopping_vms(connection: Connection) -> list[int]:
     return [row["id"] for row in rows(connection, "SELECT id FROM vms WHERE state = 'STOPPING'")]
 
 
-def providers_in_use(connection: Connection) -> list[tuple[str, str]]:
-    """Return (provider, tag) of the pools that may still have machines.
+def providers_in_use(connection: Connection) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return (provider, tag, settings) of the pools that may still have machines.
 
     Machines are tagged with their pool's UUID: names repeat, also between databases.
     """
     found = rows(
         connection,
-        """SELECT provider, uuid::text AS tag FROM pools
+        """SELECT provider, uuid::text AS tag, settings FROM pools
            WHERE state <> 'UNSUBMITTED' AND (ended_at IS NULL OR ended_at > now() - interval '1 day')
            ORDER BY 1, 2""",
     )
-    return [(row["provider"], row["tag"]) for row in found]
+    return [(row["provider"], row["tag"], row["settings"]) for row in found]
 
 
 def live_tokens(connection: Connection, tokens: Sequence[str]) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from remuda.errors import IllegalTransition, ProviderError, RemudaError, VmUnreachable
-from remuda.models import collect, watches
+from remuda.models import collect, query, watches
 from remuda.models.states import VmState
 from remuda.models.vm_life import lock_vms, move_vm
 from remuda.tasks import logs, messages, recording
@@ -174,22 +174,20 @@ def agree(runtime: Runtime, row: Mapping[str, Any], channel: Channel) -> None:
 
 def is_gone(runtime: Runtime, row: Mapping[str, Any]) -> bool:
     """Return whether the provider says that the VM no longer exists; not knowing is False."""
-    provider_kind = runtime.transact(lambda c: _provider_of(c, row["pool_id"]))
+    kind, settings = runtime.transact(lambda c: _provider_of(c, row["pool_id"]))
     try:
-        described = get_provider(provider_kind, runtime.settings).describe([row["provider_id"]])
+        provider = get_provider(kind, runtime.settings, settings)
+        described = provider.describe([row["provider_id"]])
     except ProviderError as error:
-        log.warning("the provider %s does not answer: %s", provider_kind, error)
+        log.warning("the provider %s does not answer: %s", kind, error)
         return False
     found = described.get(row["provider_id"])
     return found is None or found.state == "gone"
 
 
-def _provider_of(connection: Connection, pool_id: int) -> str:
-    from sqlalchemy import text
-
-    return str(
-        connection.scalar(text("SELECT provider FROM pools WHERE id = :id"), {"id": pool_id})
-    )
+def _provider_of(connection: Connection, pool_id: int) -> tuple[str, Mapping[str, Any]]:
+    pool = query.pool_row(connection, pool_id)
+    return pool["provider"], pool["settings"]
 
 
 def vanish(runtime: Runtime, vm_id: int, why: str) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from remuda.errors import IllegalTransition, ProviderError, RemudaError, VmUnreachable
+from remuda.errors import (
+    BackendError,
+    BadInput,
+    IllegalTransition,
+    PermanentProviderError,
+    ProviderError,
+    RemudaError,
+    VmUnreachable,
+)
 from remuda.models import machines as models
 from remuda.models import vm_life, watches
 from remuda.models.sizing import note_launch
@@ -18,7 +26,7 @@ from remuda.tasks.links import CONNECT_TIMEOUT_S, vm_address
 from remuda.tasks.runtime import Runtime
 from remuda.tasks.watching import this_watcher
 from remuda.workers.providers import get_provider
-from remuda.workers.providers.base import VmDescription, VmSpec
+from remuda.workers.providers.base import Provider, VmDescription, VmSpec
 
 log = logging.getLogger(__name__)
 STALL_GAP_S = 15.0  # a longer pause between sweeps means that nobody was listening
@@ -33,8 +41,8 @@ def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
     row = runtime.transact(lambda c: models.vm_with_pool(c, vm_id))
     if row is None or row["state"] not in (VmState.NEW, VmState.SUBMITTED):
         return False
-    provider = get_provider(row["provider"], runtime.settings)
     try:
+        provider = get_provider(row["provider"], runtime.settings, row["settings"])
         if row["state"] == VmState.NEW:
             provider_id = provider.spawn(_spec(row), str(row["token"]))
             found = provider.describe([provider_id]).get(provider_id)
@@ -46,7 +54,7 @@ def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
     except IllegalTransition as error:
         log.info("VM %d was taken further by somebody else: %s", vm_id, error)
         return False
-    except (ProviderError, VmUnreachable) as error:
+    except (ProviderError, BackendError, BadInput, VmUnreachable) as error:
         _failed(runtime, row, f"{type(error).__name__}: {error}")
         return False
     return True
@@ -143,9 +151,11 @@ def terminate_vm(runtime: Runtime, vm_id: int) -> bool:
     if row is None:
         return False
     runtime.links.drop(vm_id)
-    provider = get_provider(row["provider"], runtime.settings)
-    provider_id = row["provider_id"] or _by_token(provider.list(row["pool"]), str(row["token"]))
-    if provider_id is not None:
+    provider = _provider_of(runtime, row)
+    provider_id = row["provider_id"]
+    if provider is not None and provider_id is None:
+        provider_id = _by_token(provider.list(row["pool"]), str(row["token"]))
+    if provider is not None and provider_id is not None:
         provider.terminate(provider_id)
         left = provider.describe([provider_id]).get(provider_id)
         if left is not None and left.state != "gone":
@@ -158,6 +168,19 @@ def terminate_vm(runtime: Runtime, vm_id: int) -> bool:
         return False
     logs.transition("vm", vm_id, "HALTED")
     return True
+
+
+def _provider_of(runtime: Runtime, row: Mapping[str, Any]) -> Provider | None:
+    """Return the VM's provider; None if there is none of that kind, and so never was a machine.
+
+    Raises PermanentProviderError if there was one, and its kind is no longer known here.
+    """
+    try:
+        return get_provider(row["provider"], runtime.settings, row["settings"])
+    except BadInput as error:
+        if row["provider_id"] is None:
+            return None
+        raise PermanentProviderError(f"VM {row['name']} cannot be ended: {error}") from error
 
 
 def _by_token(described: list[VmDescription], token: str) -> str | None:
@@ -212,23 +235,26 @@ def reconcile_vms(runtime: Runtime) -> int:
         [row["id"] for row in rows if row["state"] in (VmState.STOPPING, VmState.ERROR)]
     )
     strays = 0
-    for kind, pool in runtime.transact(models.providers_in_use):
+    for kind, pool, settings in runtime.transact(models.providers_in_use):
         try:
-            described = get_provider(kind, runtime.settings).list(pool)
+            provider = get_provider(kind, runtime.settings, settings)
+            described = provider.list(pool)
         except RemudaError as error:
             log.warning("the provider %s does not answer: %s", kind, error)
             continue
-        strays += _end_strays(runtime, kind, described)
+        strays += _end_strays(runtime, provider, described)
     return len(rows) + strays
 
 
-def _end_strays(runtime: Runtime, kind: str, described: list[VmDescription]) -> int:
+def _end_strays(runtime: Runtime, provider: Provider, described: list[VmDescription]) -> int:
     tokens = [vm.token for vm in described if vm.token]
     known = runtime.transact(lambda c: models.live_tokens(c, tokens))
     count = 0
     for vm in described:
         if vm.token and vm.state != "gone" and vm.token not in known:
-            log.warning("machine %s at %s belongs to no VM; it is removed", vm.provider_id, kind)
-            get_provider(kind, runtime.settings).terminate(vm.provider_id)
+            log.warning(
+                "machine %s at %s belongs to no VM; it is removed", vm.provider_id, provider.kind
+            )
+            provider.terminate(vm.provider_id)
             count += 1
     return count

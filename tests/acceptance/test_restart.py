@@ -68,6 +68,10 @@ def test_an_idle_system_is_silent(system: System, client: Client, pool: Pool) ->
     def last_run() -> list[datetime]:
         return [row["at"] for row in system.query("SELECT last_run_at AS at FROM sweeps")]
 
+    eventually(  # the last news there is to tell
+        "the pool's state is known",
+        lambda: system.query("SELECT id FROM pools WHERE state = 'FULLY_EXECUTING'"),
+    )
     started = eventually("a sweep has run", last_run)[0]
     sizes = {name: len(system.log(name)) for name in system.processes}
     eventually(

@@ -1,4 +1,4 @@
-"""What every backend must do; `local` for now. A new backend adds a fixture parameter."""
+"""What every backend must do, each over the real thing. A new backend adds a fixture parameter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from remuda.workers.backends import (
 from remuda.workers.channel import Channel
 from remuda.workers.providers import Provider, VmSpec, get_provider
 from tests.contract.test_providers import living
+from tests.sshd import sshd
 from tests.unit.vm import output, wait_dead, wait_until
+
+__all__ = ["sshd"]
 
 
 @dataclass
@@ -67,15 +70,19 @@ def start(attempt: int, *command: str, **more: Any) -> StartJob:
     return StartJob(attempt, attempt, 1, command, **more)
 
 
-@pytest.fixture(params=["local"])
+@pytest.fixture(params=["local", "ssh"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    provider = get_provider(request.param, Settings(data_dir=tmp_path / "data"))
+    settings = Settings(data_dir=tmp_path / "data")
+    folder, provider = tmp_path, get_provider("local", settings)
+    if request.param == "ssh":
+        host = request.getfixturevalue("sshd")
+        folder, provider = host.home, get_provider("static", settings, {"hosts": [host.entry()]})
     vm_id = provider.spawn(VmSpec("vm", "sim", 2, heartbeat_s=0.2), "1")
     address = provider.describe([vm_id])[vm_id].address
     vm = VmAddress(1, "vm", request.param, address)
     yield Site(get_backend(request.param), provider, vm_id, vm)
     provider.terminate(vm_id)
-    assert living(tmp_path) == []
+    assert living(folder) == []
 
 
 @pytest.fixture

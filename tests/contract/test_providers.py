@@ -1,7 +1,8 @@
-"""What every provider must do; `local` for now. A new provider adds a fixture parameter."""
+"""What every provider must do, each over the real thing. A new provider adds a fixture parameter."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from remuda.workers import providers
 from remuda.workers.onvm.processes import describe_process, environment, runner_pid, slurp
 from remuda.workers.providers import Provider, VmDescription, VmSpec, get_provider
 from remuda.workers.providers.local import remove_tree
+from tests.sshd import Sshd, running_sshd
 from tests.unit.vm import wait_dead, wait_until
 
 
@@ -36,15 +38,41 @@ def living(root: Path) -> list[int]:
     return found
 
 
-@pytest.fixture(params=["local"])
-def provider(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Provider]:
+@pytest.fixture(scope="module")
+def shelf() -> Iterator[list[Sshd]]:
+    """Three hosts."""
+    with running_sshd() as one, running_sshd() as two, running_sshd() as three:
+        yield [one, two, three]
+
+
+@pytest.fixture
+def pool_settings() -> dict[str, Any]:
+    """Settings the provider accepts."""
+    return {}
+
+
+@pytest.fixture(params=["local", "static"])
+def provider(
+    request: pytest.FixtureRequest, tmp_path: Path, pool_settings: dict[str, Any]
+) -> Iterator[Provider]:
+    folders = [tmp_path]
+    if request.param == "static":
+        shelf = request.getfixturevalue("shelf")
+        pool_settings["hosts"] = [host.entry() for host in shelf]
+        folders = [host.home for host in shelf]
     settings = Settings(data_dir=tmp_path / "data")
-    provider = get_provider(request.param, settings)
+    with cleaned(get_provider(request.param, settings, pool_settings), *folders) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def cleaned(provider: Provider, *folders: Path) -> Iterator[Provider]:
+    """Terminate all VMs of the provider at the end, and see that nothing of them lives."""
     yield provider
     for vm in provider.list(""):
         provider.terminate(vm.provider_id)
     assert provider.list("") == []
-    assert living(tmp_path) == []
+    assert [living(folder) for folder in folders] == [[]] * len(folders)
 
 
 def only(provider: Provider, vm_id: str) -> VmDescription:
@@ -98,13 +126,18 @@ class TestContract:
         provider.terminate(vm_id)
         assert provider.describe([vm_id]) == {}
 
-    def test_settings_are_checked(self, provider: Provider) -> None:
-        provider.validate({})
+    def test_settings_are_checked(self, provider: Provider, pool_settings: dict[str, Any]) -> None:
+        provider.validate(pool_settings)
         with pytest.raises(BadInput, match="no_such_setting"):
-            provider.validate({"no_such_setting": 1})
+            provider.validate({**pool_settings, "no_such_setting": 1})
 
 
 class TestLocal:
+    @pytest.fixture
+    def provider(self, tmp_path: Path) -> Iterator[Provider]:
+        with cleaned(get_provider("local", Settings(data_dir=tmp_path / "data")), tmp_path) as made:
+            yield made
+
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
         return tmp_path / "data" / "vms"

@@ -15,7 +15,7 @@ GROUP = "remuda.backends"
 
 @lru_cache(maxsize=64)
 def get_backend(kind: str) -> Backend:
-    """Return the backend of a kind: `local`, or one an installed package registered.
+    """Return the backend of a kind: `local`, `ssh`, or one an installed package registered.
 
     A package registers a Backend subclass as an entry point of the group `remuda.backends`. Raises
     BadInput, naming the known kinds, for any other.
@@ -24,9 +24,13 @@ def get_backend(kind: str) -> Backend:
         from remuda.workers.backends.local import LocalBackend
 
         return LocalBackend()
+    if kind == "ssh":
+        from remuda.workers.backends.ssh import SshBackend
+
+        return SshBackend()
     plugins = {point.name: point for point in entry_points(group=GROUP)}
     if kind not in plugins:
-        known = ", ".join(sorted({"local", *plugins}))
+        known = ", ".join(sorted({"local", "ssh", *plugins}))
         raise BadInput(f"there is no backend {kind!r}", hint=f"known: {known}")
     backend: Backend = plugins[kind].load()()
     return backend

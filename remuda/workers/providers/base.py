@@ -45,6 +45,10 @@ class Provider(ABC):
 
     kind: ClassVar[str]
 
+    def of_pool(self, settings: Mapping[str, Any]) -> Provider:
+        """Return the provider as a pool's settings have it, where it depends on them."""
+        return self
+
     @abstractmethod
     def spawn(self, spec: VmSpec, token: str) -> str:
         """Ask for a VM and return its provider_id; it may still be pending then.
