@@ -62,7 +62,8 @@ class Connections:
         try:
             yield channel
         finally:
-            channel.close()
+            with suppress(EOFError, OSError, paramiko.SSHException):  # it may be gone already
+                channel.close()
             release()
 
     def take(self, host: Host, *, timeout_s: float) -> tuple[Any, Callable[[], None]]:
@@ -170,7 +171,8 @@ def bridge(channel: Any, first: bytes, release: Callable[[], None], name: str) -
         except (OSError, EOFError, paramiko.SSHException):
             pass
         finally:
-            channel.close()
+            with suppress(EOFError, OSError, paramiko.SSHException):  # it may be gone already
+                channel.close()
             release()
             reader.join()
             theirs.close()
