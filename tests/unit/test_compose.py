@@ -141,7 +141,6 @@ def test_test_says_what_is_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen")
 def test_prepare_makes_every_secret_once(tmp_path: Path) -> None:
     """The files that compose.yaml mounts, readable in containers, in a folder of the owner's."""
     folder = tmp_path / "secrets"
