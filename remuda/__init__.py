@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         UnknownPool,
         WaitTimeout,
     )
-    from remuda.spec import Input, JobSpec, Output
+    from remuda.spec import JobSpec
+    from remuda.spec_files import Input, Output
 
 __all__ = [
     "AlreadyExists",
@@ -68,7 +69,8 @@ __all__ = [
 _HOMES = {
     "remuda.client": {"Client", "Job", "Lease", "LeasedVm", "Pool", "Result", "Usage", "VmInfo"},
     "remuda.config": {"Settings", "load_settings"},
-    "remuda.spec": {"Input", "JobSpec", "Output"},
+    "remuda.spec": {"JobSpec"},
+    "remuda.spec_files": {"Input", "Output"},
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -4,48 +4,37 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from remuda.checks import seconds, shown, text_of, whole
+from remuda.constraints import architecture_of, constraints_of, tags_of
+from remuda.dependencies import Afters, after_of
 from remuda.errors import BadInput
+from remuda.retries import RetryPolicy, retry_of
+from remuda.spec_files import (
+    Input,
+    Inputs,
+    Output,
+    Outputs,
+    PathLike,
+    inputs_of,
+    local_path,
+    name_inside,
+    outputs_of,
+    path_of,
+)
 
 MAX_CORES = 100_000
 MAX_MEMORY_BYTES = 1 << 53
 MAX_WALLTIME_S = 315_360_000  # ten years
 MAX_PRIORITY = 1000
 MAX_RETRIES = 999
+MAX_GPUS = 1024
 MAX_COMMAND_BYTES = 128 << 10  # what Linux takes as one argument
 MAX_ENVIRONMENT_BYTES = 128 << 10
-MAX_PATH_BYTES = 4096
-MAX_COMPONENT_BYTES = 255
 INDEX = "{index}"
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """A file to bring: `local` here, relative to the directory of the submit; `name` there."""
-
-    local: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A file to bring back: `name` in the job's directory, `local` under its `output_dir`.
-
-    The job may succeed without an `optional` one.
-    """
-
-    name: str
-    local: str = ""  # empty: as `name`
-    optional: bool = False
-
-
-PathLike: TypeAlias = str | os.PathLike[str]
-Inputs: TypeAlias = Iterable[PathLike | Input | tuple[PathLike, str]] | Mapping[str, str]
-Outputs: TypeAlias = Iterable[PathLike | Output | tuple[str, PathLike]] | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -61,6 +50,15 @@ class JobSpec:
     `priority`: -1000 to 1000, higher goes first. `retries`: further attempts after failed ones.
     `join_output`: stderr goes into stdout. `follow`: its output is passed on while it runs.
     `idempotency_key`: submitting the same key again gives the first job.
+    `output_dir`'s files are replaced, unless `overwrite` is false.
+    `workdir`: the directory inside the sandbox it runs in.
+    `prologue`, `epilogue`: commands run before and after it, as part of it.
+    `gpus`, `architecture` (as `uname -m` tells), `constraints`: what its VM must have, see
+        `remuda.constraints`. `sandbox`: jobs of one share VMs with no others, where the pool says so.
+    `tags`: words to find it by. `pin_cpus`: it gets CPUs of its own.
+    `max_queue_s`: it is ended, reason QUEUE_TIMEOUT, if it has not started by then.
+    `retry`: a RetryPolicy; `retries=N` is short for one of N + 1 attempts.
+    `after`: jobs it waits for, see `remuda.dependencies`.
     """
 
     command: Sequence[PathLike] | str
@@ -78,6 +76,19 @@ class JobSpec:
     join_output: bool = False
     idempotency_key: str | None = None
     follow: bool = False
+    overwrite: bool = True
+    workdir: str = ""
+    prologue: Sequence[PathLike] | str | None = None
+    epilogue: Sequence[PathLike] | str | None = None
+    gpus: int = 0
+    architecture: str | None = None
+    constraints: Mapping[str, Any] | None = field(default=None, hash=False)
+    sandbox: str = ""
+    tags: Sequence[str] = ()
+    pin_cpus: bool = False
+    max_queue_s: float | None = None
+    retry: RetryPolicy | Mapping[str, Any] | None = field(default=None, hash=False)
+    after: Afters = field(default=(), hash=False)
     shell: InitVar[bool] = False
 
     def __post_init__(self, shell: bool) -> None:
@@ -91,7 +102,7 @@ class JobSpec:
             whole("priority", self.priority, least=-MAX_PRIORITY, most=MAX_PRIORITY),
         )
         put(self, "retries", whole("retries", self.retries, least=0, most=MAX_RETRIES))
-        for flag in ("join_output", "follow"):
+        for flag in ("join_output", "follow", "overwrite", "pin_cpus"):
             if not isinstance(getattr(self, flag), bool):
                 raise BadInput(f"{flag} must be True or False, not {shown(getattr(self, flag))}")
         if self.memory_bytes is not None:
@@ -104,9 +115,35 @@ class JobSpec:
         if self.environment is not None:
             put(self, "environment", _environment(self.environment))
         if self.output_dir is not None:
-            put(self, "output_dir", _local("output_dir", self.output_dir))
-        put(self, "inputs", _inputs(self.inputs) if self.inputs != () else ())
-        put(self, "outputs", _outputs(self.outputs) if self.outputs != () else ())
+            put(self, "output_dir", local_path("output_dir", self.output_dir))
+        self._check_seldom()
+        put(self, "inputs", inputs_of(self.inputs) if self.inputs != () else ())
+        put(self, "outputs", outputs_of(self.outputs) if self.outputs != () else ())
+
+    def _check_seldom(self) -> None:
+        """Check what few jobs have; skipped as a whole by those that have none of it."""
+        put = object.__setattr__
+        if self.workdir:
+            put(self, "workdir", name_inside("workdir", self.workdir))
+        for name in ("prologue", "epilogue"):
+            if getattr(self, name) is not None:
+                put(self, name, _command(getattr(self, name), shell=False))
+        if self.gpus != 0:
+            put(self, "gpus", whole("gpus", self.gpus, least=0, most=MAX_GPUS))
+        if self.architecture is not None:
+            put(self, "architecture", architecture_of(self.architecture))
+        if self.constraints is not None:
+            put(self, "constraints", constraints_of(self.constraints))
+        if self.sandbox != "":
+            put(self, "sandbox", text_of("sandbox", self.sandbox))
+        if self.tags != ():
+            put(self, "tags", tags_of(self.tags))
+        if self.max_queue_s is not None:
+            put(self, "max_queue_s", seconds("max_queue_s", self.max_queue_s, most=MAX_WALLTIME_S))
+        if self.retry is not None:
+            put(self, "retry", retry_of(self.retry))
+        if self.after != ():
+            put(self, "after", after_of(self.after))
 
     if TYPE_CHECKING:
 
@@ -156,18 +193,6 @@ class JobSpec:
         )
 
 
-def _path(what: str, value: Any) -> str:
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str):
-        raise BadInput(f"{what} must be a path, not {shown(value)}")
-    return value
-
-
-def _local(what: str, value: Any) -> str:
-    return text_of(what, _path(what, value), least=1, most=MAX_PATH_BYTES)
-
-
 def _command(value: Any, *, shell: bool) -> tuple[str, ...]:
     if not isinstance(shell, bool):
         raise BadInput(f"shell must be True or False, not {shown(shell)}")
@@ -194,7 +219,7 @@ def _command(value: Any, *, shell: bool) -> tuple[str, ...]:
         what = f"command[{place}]"
         if not isinstance(word, (str, os.PathLike)):
             raise BadInput(f"{what} must be text, not {shown(word)}", hint="use str()")
-        words.append(text_of(what, _path(what, word), most=MAX_COMMAND_BYTES - 1))
+        words.append(text_of(what, path_of(what, word), most=MAX_COMMAND_BYTES - 1))
     if not words[0]:
         raise BadInput("the command is empty: its first word is an empty string")
     total = sum(len(word.encode()) + 1 for word in words)
@@ -222,87 +247,3 @@ def _environment(value: Any) -> dict[str, str]:
             f"environment has {total} bytes, at most {MAX_ENVIRONMENT_BYTES} are possible"
         )
     return checked
-
-
-def _name(what: str, value: Any, *, hint: str = "") -> str:
-    """Return a path inside the job's directory, `.` and doubled slashes taken out."""
-    text = text_of(what, _path(what, value), least=1, most=MAX_PATH_BYTES)
-    if text.startswith("/"):
-        raise BadInput(f"{what} {shown(text)} must not be absolute", hint=hint)
-    if text.endswith("/"):
-        raise BadInput(f"{what} {shown(text)} must be a file, not a directory")
-    parts = [part for part in text.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise BadInput(f"{what} {shown(text)} must not hold '..'", hint=hint)
-    if not parts:
-        raise BadInput(f"{what} {shown(text)} names no file")
-    for part in parts:
-        if len(part.encode()) > MAX_COMPONENT_BYTES:
-            raise BadInput(
-                f"{what} {shown(text)} has a part of {len(part.encode())} bytes, "
-                f"at most {MAX_COMPONENT_BYTES} are possible"
-            )
-    return "/".join(parts)
-
-
-def _items(what: str, value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        return value.items()
-    if isinstance(value, (str, bytes, os.PathLike)) or not isinstance(value, Iterable):
-        raise BadInput(f"{what} must be a list of files, not {shown(value)}", hint="use [...]")
-    return value
-
-
-def _inputs(value: Any) -> tuple[Input, ...]:
-    found = []
-    for item in _items("inputs", value):
-        if isinstance(item, Input):
-            item = (item.local, item.name)
-        if isinstance(item, tuple):
-            if len(item) != 2:
-                raise BadInput(f"an input is a name or a (local, name) pair, not {item!r:.80}")
-            found.append(Input(_local("an input's local path", item[0]), _name("input", item[1])))
-        else:
-            hint = "give a pair (local path, name in the job)"
-            found.append(Input(_path("input", item), _name("input", item, hint=hint)))
-    _distinct("input", [file.name for file in found])
-    return tuple(found)
-
-
-def _outputs(value: Any) -> tuple[Output, ...]:
-    found = []
-    for item in _items("outputs", value):
-        optional = False
-        if isinstance(item, Output):
-            optional = item.optional
-            item = (item.name, item.local) if item.local else item.name
-        if isinstance(item, tuple):
-            if len(item) != 2:
-                raise BadInput(f"an output is a name or a (name, local) pair, not {item!r:.80}")
-            file = Output(_name("output", item[0]), _name("output", item[1]), optional)
-        else:
-            name = _name("output", item)
-            file = Output(name, name, optional)
-        if "*" in file.name:
-            raise BadInput(
-                f"output {shown(file.name)}: patterns are not possible",
-                hint="name each file, or pack them into one",
-            )
-        found.append(file)
-    _distinct("output", [file.name for file in found])
-    _distinct("local path of an output", [file.local for file in found])
-    return tuple(found)
-
-
-def _distinct(what: str, names: list[str]) -> None:
-    """Refuse a name twice, and one that is a directory of another."""
-    seen = set(names)
-    if len(seen) < len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise BadInput(f"{what} {shown(twice)} is there twice")
-    for name in names:
-        above = name
-        while "/" in above:
-            above = above.rpartition("/")[0]
-            if above in seen:
-                raise BadInput(f"{what} {shown(above)} cannot be a file and hold {shown(name)}")

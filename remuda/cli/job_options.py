@@ -36,7 +36,8 @@ class SpecOptions:
 
     def spec(self, command: tuple[str, ...], **more: Any) -> JobSpec:
         """Return the spec, `more` being fields of it. Raises BadInput."""
-        from remuda.spec import JobSpec, Output
+        from remuda.spec import JobSpec
+        from remuda.spec_files import Output
 
         return JobSpec(
             " ".join(command) if self.shell else list(command),

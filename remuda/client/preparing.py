@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from remuda.models.submit import NewJob, NewSpec
+from remuda.retries import retry_row
 from remuda.spec import INDEX, JobSpec
 from remuda.storage import Storage
 
@@ -47,6 +48,10 @@ class Preparer:
                 for file in spec.output_files
             ],
             output_dir=self._path(os.fspath(spec.output_dir)) if spec.output_dir else None,
+            overwrite=spec.overwrite,
+            workdir=spec.workdir,
+            prologue=_words(spec.prologue),
+            epilogue=_words(spec.epilogue),
             join_output=spec.join_output,
             output_limit_bytes=self._limit,
         )
@@ -65,6 +70,10 @@ class Preparer:
 
     def _path(self, path: str) -> str:
         return os.path.normpath(os.path.join(self._here, path))
+
+
+def _words(command: Any) -> list[str] | None:
+    return None if command is None else list(command)
 
 
 class Chunk:
@@ -92,6 +101,14 @@ class Chunk:
                 array_index=index,
                 idempotency_key=spec.idempotency_key,
                 follow=spec.follow,
+                retry=retry_row(spec.retry),
+                gpus=spec.gpus,
+                architecture=spec.architecture,
+                constraints=dict(spec.constraints) if spec.constraints else None,
+                sandbox=spec.sandbox,
+                tags=list(spec.tags),
+                pin_cpus=spec.pin_cpus,
+                max_queue_s=spec.max_queue_s,
             )
         )
         self.first.append(0)

@@ -40,6 +40,7 @@ class Attempt(Base):
     state: Mapped[str] = mapped_column(Text, server_default="PLACED")
     cores: Mapped[int]
     memory_bytes: Mapped[BigInt | None]
+    gpus: Mapped[int] = mapped_column(server_default="0")
     expected_wall_s: Mapped[float | None]
 
     placed_at: Mapped[Created]
@@ -53,6 +54,9 @@ class Attempt(Base):
     user_s: Mapped[float | None]
     system_s: Mapped[float | None]
     max_rss_bytes: Mapped[BigInt | None]
+    peak_memory_bytes: Mapped[BigInt | None]  # of all its processes together, where that is known
+    io_read_bytes: Mapped[BigInt | None]
+    io_write_bytes: Mapped[BigInt | None]
     # While EXITED: what get_results still has to fetch, {"files": {name: size}, "streams": [name]}.
     pending: Mapped[Json | None]
 

@@ -9,21 +9,22 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
-from remuda.models.exits import Outcome, insert_outputs, release_idle_leases
+from remuda.models.exits import Outcome, count_retries, insert_outputs, release_idle_leases
 
 _FINISH = text("""
     WITH r AS (
       SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
         attempt_id bigint, state text, job_state text, reason text, message text,
-        failure boolean, loss boolean, delay_s float8)
+        failure boolean, loss boolean, delay_s float8, memory_bytes bigint)
     ), a AS (
       UPDATE attempts t SET state = r.state, reason = r.reason, message = r.message,
         pending = NULL
       FROM r WHERE t.id = r.attempt_id AND t.vm_id = :vm AND t.state = 'EXITED'
       RETURNING t.id, t.job_id, t.epoch, r.job_state, r.reason, r.message, r.failure, r.loss,
-                r.delay_s
+                r.delay_s, r.memory_bytes
     )
     UPDATE jobs SET
+      memory_bytes = coalesce(a.memory_bytes, jobs.memory_bytes),
       state = a.job_state, message = a.message,
       started_at = CASE WHEN a.job_state <> 'NEW' THEN started_at END,
       exit_code = CASE WHEN a.job_state <> 'NEW' THEN exit_code END,
@@ -34,7 +35,7 @@ _FINISH = text("""
       not_before = CASE WHEN a.job_state = 'NEW' AND a.delay_s > 0
                         THEN now() + make_interval(secs => a.delay_s) END
     FROM a WHERE jobs.id = a.job_id AND jobs.epoch = a.epoch AND jobs.state = 'TERMINATING'
-    RETURNING a.id
+    RETURNING a.id, jobs.array_id, a.job_state = 'NEW' AND a.failure AS retried
 """)
 
 
@@ -49,7 +50,9 @@ def finish(
     Returns the attempts that were still waiting for it. The VM's row must be locked.
     """
     payload = json.dumps([{n: getattr(o, n) for n in Outcome.__slots__} for o in outcomes])
-    done = set(connection.scalars(_FINISH, {"vm": vm_id, "rows": payload}))
+    found = connection.execute(_FINISH, {"vm": vm_id, "rows": payload}).all()
+    done = {row.id for row in found}
+    count_retries(connection, [row.array_id for row in found if row.retried and row.array_id])
     insert_outputs(connection, [row for row in outputs if row["attempt_id"] in done])
     connection.execute(text("UPDATE vms SET busy_at = now() WHERE id = :vm"), {"vm": vm_id})
     release_idle_leases(connection, vm_id)

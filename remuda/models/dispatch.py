@@ -72,13 +72,15 @@ _UNLIMITED = 2**63 - 1  # the memory of a VM that tells no limit
 
 _WAITING = text(f"""
     SELECT EXISTS (SELECT FROM jobs j JOIN pools p ON p.id = j.pool_id
-                   WHERE j.state = 'NEW' AND p.state IN ({sql_list(OPEN_POOL)}))
+                   WHERE j.state = 'NEW' AND j.unmet = 0 AND NOT j.held
+                     AND p.state IN ({sql_list(OPEN_POOL)}))
 """)
 
 _LOCK_VMS = f"""
     SELECT v.id, v.pool_id, v.slots, v.memory_bytes FROM vms v JOIN pools p ON p.id = v.pool_id
     WHERE v.state = 'RUNNING' AND NOT v.draining AND p.state IN ({sql_list(OPEN_POOL)})
-      AND EXISTS (SELECT FROM jobs j WHERE j.pool_id = p.id AND j.state = 'NEW')
+      AND EXISTS (SELECT FROM jobs j WHERE j.pool_id = p.id AND j.state = 'NEW'
+                    AND j.unmet = 0 AND NOT j.held)
     ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED
 """
 
@@ -98,7 +100,7 @@ _LOCK_JOBS = """
            coalesce(j.memory_bytes, 0) AS memory_bytes,
            CASE WHEN j.array_id IS NULL THEN o.mean_wall_s ELSE a.mean_wall_s END AS expected_wall_s
     FROM jobs j JOIN owners o ON o.id = j.owner_id LEFT JOIN arrays a ON a.id = j.array_id
-    WHERE j.state = 'NEW' AND j.pool_id = :pool
+    WHERE j.state = 'NEW' AND j.unmet = 0 AND NOT j.held AND j.pool_id = :pool
       AND (j.not_before IS NULL OR j.not_before <= now())
       -- What fits nowhere now does not count against the limit, or it would hide what does.
       AND EXISTS (SELECT FROM unnest(CAST(:room_slots AS int[]), CAST(:room_memory AS bigint[]),
@@ -124,11 +126,12 @@ _APPLY = text("""
     ), j AS (
       UPDATE jobs SET state = 'SUBMITTED', epoch = epoch + 1, started_at = NULL
       FROM r WHERE jobs.id = r.job_id AND jobs.state = 'NEW'
-      RETURNING jobs.id, jobs.owner_id, jobs.epoch, jobs.cores, jobs.memory_bytes, r.vm_id,
-                r.expected_wall_s
+      RETURNING jobs.id, jobs.owner_id, jobs.epoch, jobs.cores, jobs.memory_bytes, jobs.gpus,
+                r.vm_id, r.expected_wall_s
     )
-    INSERT INTO attempts (job_id, epoch, vm_id, lease_id, cores, memory_bytes, expected_wall_s)
-    SELECT j.id, j.epoch, j.vm_id, l.id, j.cores, j.memory_bytes, j.expected_wall_s
+    INSERT INTO attempts (job_id, epoch, vm_id, lease_id, cores, memory_bytes, gpus,
+                          expected_wall_s)
+    SELECT j.id, j.epoch, j.vm_id, l.id, j.cores, j.memory_bytes, j.gpus, j.expected_wall_s
     FROM j JOIN leases l ON l.vm_id = j.vm_id AND l.owner_id = j.owner_id
       AND l.for_jobs AND l.released_at IS NULL
     ORDER BY array_position(:order, j.id)

@@ -37,9 +37,13 @@ class Outcome:
     user_s: float | None = None
     system_s: float | None = None
     max_rss_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
     failure: bool = False  # counts against the job's own attempts
     loss: bool = False  # counts as lost with a VM
     delay_s: float = 0.0
+    memory_bytes: int | None = None  # for NEW: what the job asks for from now on; None: as before
     pending: dict[str, Any] | None = None  # for EXITED: {"files": {name: size}, "streams": [name]}
 
 
@@ -54,6 +58,12 @@ class AttemptFacts:
     failures: int
     losses: int
     cancelled: bool
+    exit_code: int | None = None
+    signal: int | None = None
+    retry: dict[str, Any] | None = None  # the policy of the job, else its pool's
+    array_id: int | None = None
+    memory_bytes: int | None = None
+    most_memory_bytes: int | None = None  # that a VM of its pool has
 
 
 _STARTED = text("""
@@ -73,19 +83,23 @@ _ENDED = text("""
       SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
         attempt_id bigint, state text, job_state text, reason text, exit_code int, signal int,
         message text, started_age_s float8, ended_age_s float8, user_s float8, system_s float8,
-        max_rss_bytes bigint, failure boolean, loss boolean, delay_s float8, pending jsonb)
+        max_rss_bytes bigint, peak_memory_bytes bigint, io_read_bytes bigint, io_write_bytes bigint,
+        failure boolean, loss boolean, delay_s float8,
+        memory_bytes bigint, pending jsonb)
     ), a AS (
       UPDATE attempts t SET pending = r.pending,
         state = r.state, reason = r.reason, exit_code = r.exit_code, signal = r.signal,
         message = r.message, user_s = r.user_s, system_s = r.system_s,
-        max_rss_bytes = r.max_rss_bytes, wall_s = r.started_age_s - r.ended_age_s,
+        max_rss_bytes = r.max_rss_bytes, peak_memory_bytes = r.peak_memory_bytes,
+        io_read_bytes = r.io_read_bytes, io_write_bytes = r.io_write_bytes,
+        wall_s = r.started_age_s - r.ended_age_s,
         -- What has an exit was started, even if the runner could not tell when (exit code 127).
         started_at = coalesce(t.started_at, now() - make_interval(secs => coalesce(r.started_age_s,
           CASE WHEN r.state IN ('EXITED', 'COLLECTED') THEN r.ended_age_s END))),
         ended_at = now() - make_interval(secs => r.ended_age_s)
       FROM r WHERE t.id = r.attempt_id AND t.vm_id = :vm AND t.state IN ('PLACED', 'STARTED')
       RETURNING t.id, t.job_id, t.epoch, t.started_at, t.wall_s, r.job_state, r.exit_code, r.signal,
-                r.reason, r.message, r.failure, r.loss, r.delay_s
+                r.reason, r.message, r.failure, r.loss, r.delay_s, r.memory_bytes
     ), j AS (
       UPDATE jobs SET
         state = a.job_state,
@@ -96,13 +110,15 @@ _ENDED = text("""
         reason = CASE WHEN a.job_state = 'TERMINATED' THEN a.reason END,
         message = a.message,
         failures = failures + a.failure::int, losses = losses + a.loss::int,
+        memory_bytes = coalesce(a.memory_bytes, jobs.memory_bytes),
         not_before = CASE WHEN a.job_state = 'NEW' AND a.delay_s > 0
                           THEN now() + make_interval(secs => a.delay_s) END
       FROM a WHERE jobs.id = a.job_id AND jobs.epoch = a.epoch
         AND jobs.state IN ('SUBMITTED', 'RUNNING', 'STOPPED', 'UNKNOWN')
-      RETURNING a.id, jobs.array_id, jobs.owner_id, a.wall_s, a.exit_code
+      RETURNING a.id, jobs.array_id, jobs.owner_id, a.wall_s, a.exit_code,
+                a.job_state = 'NEW' AND a.failure AS retried
     )
-    SELECT id, array_id, owner_id, wall_s, exit_code FROM j
+    SELECT id, array_id, owner_id, wall_s, exit_code, retried FROM j
 """)
 
 _OUTPUTS = text("""
@@ -127,6 +143,12 @@ _LEARN = text("""
     )
     UPDATE owners SET mean_wall_s = coalesce(0.7 * mean_wall_s + 0.3 * seen.mean, seen.mean)
     FROM seen WHERE seen.array_id IS NULL AND owners.id = seen.owner_id
+""")
+
+_RETRIED = text("""
+    UPDATE arrays SET retried = retried + r.count
+    FROM (SELECT id, count(*) FROM unnest(CAST(:arrays AS bigint[])) AS id GROUP BY id) AS r
+    WHERE arrays.id = r.id
 """)
 
 _RELEASE = text("""
@@ -155,12 +177,61 @@ def facts(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Attem
     found = rows(
         connection,
         """SELECT a.id AS attempt_id, a.job_id, a.state, j.max_attempts, j.failures, j.losses,
-                  j.cancel_requested_at IS NOT NULL AS cancelled
+                  j.cancel_requested_at IS NOT NULL AS cancelled, a.exit_code, a.signal,
+                  coalesce(j.retry, CASE WHEN j.max_attempts = 1 THEN p.retry END) AS retry,
+                  j.array_id, j.memory_bytes, p.memory_bytes_per_vm AS most_memory_bytes
            FROM attempts a JOIN jobs j ON j.id = a.job_id AND j.epoch = a.epoch
+           JOIN pools p ON p.id = j.pool_id
            WHERE a.id = ANY(:ids) ORDER BY j.id FOR NO KEY UPDATE OF j""",
         ids=list(attempt_ids),
     )
     return {row["attempt_id"]: AttemptFacts(**row) for row in found}
+
+
+def earlier_failures(
+    connection: Connection, attempt_ids: Sequence[int]
+) -> dict[int, list[Mapping[str, Any]]]:
+    """Return (reason, exit_code, signal) of the failed attempts before these, of the same jobs."""
+    found = rows(
+        connection,
+        """SELECT a.id, b.reason, b.exit_code, b.signal FROM attempts a
+           JOIN attempts b ON b.job_id = a.job_id AND b.epoch < a.epoch
+           WHERE a.id = ANY(:ids) AND b.reason NOT IN ('OK', 'LOST', 'CANCELLED')
+           ORDER BY a.id, b.epoch""",
+        ids=list(attempt_ids),
+    )
+    earlier: dict[int, list[Mapping[str, Any]]] = {}
+    for row in found:
+        earlier.setdefault(row["id"], []).append(row)
+    return earlier
+
+
+def array_retries(connection: Connection, array_ids: Sequence[int]) -> dict[int, int]:
+    """Return how many retries the jobs of each array have had, the arrays' rows locked in order."""
+    found = rows(
+        connection,
+        "SELECT id, retried FROM arrays WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE",
+        ids=sorted(set(array_ids)),
+    )
+    return {row["id"]: row["retried"] for row in found}
+
+
+def largest_memory(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, int]:
+    """Return, by attempt, the memory in bytes of the largest VM its job's pool has, if known."""
+    found = rows(
+        connection,
+        """SELECT a.id, max(w.memory_bytes) AS most FROM attempts a JOIN vms v ON v.id = a.vm_id
+           JOIN vms w ON w.pool_id = v.pool_id AND w.state <> 'HALTED'
+           WHERE a.id = ANY(:ids) GROUP BY a.id HAVING max(w.memory_bytes) IS NOT NULL""",
+        ids=list(attempt_ids),
+    )
+    return {row["id"]: int(row["most"]) for row in found}
+
+
+def count_retries(connection: Connection, array_ids: Sequence[int]) -> None:
+    """Count a retry of a job of each of these arrays; an array may be there more than once."""
+    if array_ids:
+        connection.execute(_RETRIED, {"arrays": sorted(array_ids)})
 
 
 def states_of(connection: Connection, attempt_ids: Sequence[int]) -> Sequence[Mapping[str, Any]]:
@@ -196,6 +267,8 @@ def record_ends(
         payload = json.dumps([_fields(outcome) for outcome in outcomes])
         ended = connection.execute(_ENDED, {"vm": vm_id, "rows": payload}).mappings().all()
         live = {row["id"] for row in ended}
+        again = [row["array_id"] for row in ended if row["retried"] and row["array_id"]]
+        count_retries(connection, again)
         well = [row for row in ended if row["exit_code"] is not None and row["wall_s"] is not None]
         if well:
             connection.execute(

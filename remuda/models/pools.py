@@ -54,6 +54,11 @@ class Pool(Base):
         CheckConstraint("name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'", name="name"),
         CheckConstraint("slots_per_vm BETWEEN 1 AND 100000", name="slots_per_vm"),
         CheckConstraint("memory_bytes_per_vm > 0", name="memory_bytes_per_vm"),
+        CheckConstraint("gpus_per_vm BETWEEN 0 AND 1024", name="gpus_per_vm"),
+        CheckConstraint(
+            "preparation_timeout_s > 0 AND preparation_timeout_s <= 86400",
+            name="preparation_timeout_s",
+        ),
         CheckConstraint("instance_count BETWEEN 0 AND 100000", name="instance_count"),
         CheckConstraint(
             "elastic_minimum_slots >= 0 AND elastic_minimum_slots <= elastic_maximum_slots"
@@ -96,6 +101,11 @@ class Pool(Base):
 
     slots_per_vm: Mapped[int]
     memory_bytes_per_vm: Mapped[BigInt | None]
+    gpus_per_vm: Mapped[int] = mapped_column(server_default="0")
+    constants: Mapped[Json] = mapped_column(server_default="{}")  # environment of its jobs
+    preparation: Mapped[JsonList | None]  # a command each VM runs before it takes jobs
+    preparation_timeout_s: Mapped[float] = mapped_column(server_default="600")
+    retry: Mapped[Json | None]  # the policy of jobs that bring none
     instance_count: Mapped[int] = mapped_column(server_default="1")
     is_elastic: Mapped[bool] = mapped_column(server_default="false")
     elastic_minimum_slots: Mapped[int] = mapped_column(server_default="0")

@@ -15,10 +15,13 @@ from remuda.models.states import PoolState, VmState
 from remuda.models.vm_life import close_idle, lock_vms, move_vm
 
 _AGAIN = text("""
-    INSERT INTO jobs (pool_id, owner_id, spec_id, array_id, array_index, name, cores, memory_bytes,
-                      walltime_s, priority, max_attempts, follow)
-    SELECT coalesce(:pool, pool_id), owner_id, spec_id, array_id, array_index, name, cores,
-           memory_bytes, walltime_s, priority, max_attempts, follow
+    INSERT INTO jobs (pool_id, pool_ids, owner_id, spec_id, array_index, params, name, cores,
+                      memory_bytes, walltime_s, priority, max_attempts, follow, retry, gpus,
+                      architecture, constraints, sandbox, tags, pin_cpus, max_queue_s)
+    SELECT coalesce(:pool, pool_id), CASE WHEN CAST(:pool AS bigint) IS NULL THEN pool_ids END,
+           owner_id, spec_id, array_index, params, name, cores, memory_bytes, walltime_s, priority,
+           max_attempts, follow, retry, gpus, architecture, constraints, sandbox, tags, pin_cpus,
+           max_queue_s
     FROM jobs WHERE id = :id RETURNING id
 """)
 

@@ -82,7 +82,8 @@ class Reason(StrEnum):
     LOST = "LOST"
     STAGING = "STAGING"
     SUBMISSION = "SUBMISSION"
-    DEPENDENCY = "DEPENDENCY"
+    DEPENDENCY = "DEPENDENCY"  # a job it waited for did not end as it should
+    QUEUE_TIMEOUT = "QUEUE_TIMEOUT"  # it did not start in the time it was given
 
 
 OPEN_POOL = (

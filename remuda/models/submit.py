@@ -21,6 +21,10 @@ class NewSpec:
     inputs: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
     output_dir: str | None = None
+    overwrite: bool = True
+    workdir: str = ""
+    prologue: list[str] | None = None
+    epilogue: list[str] | None = None
     join_output: bool = False
     output_limit_bytes: int = 64 << 20
 
@@ -37,29 +41,44 @@ class NewJob:
     priority: int = 0
     max_attempts: int = 1
     array_index: int | None = None
+    params: dict[str, str] | None = None
     idempotency_key: str | None = None
     follow: bool = False
+    retry: dict[str, Any] | None = None
+    gpus: int = 0
+    architecture: str | None = None
+    constraints: dict[str, Any] | None = None
+    sandbox: str = ""
+    tags: list[str] = field(default_factory=list)
+    pin_cpus: bool = False
+    max_queue_s: float | None = None
 
 
 _INSERT_SPECS = text("""
-    INSERT INTO job_specs (id, command, environment, inputs, outputs, output_dir, join_output,
-                           output_limit_bytes)
+    INSERT INTO job_specs (id, command, environment, inputs, outputs, output_dir, overwrite, workdir,
+                           prologue, epilogue, join_output, output_limit_bytes)
     OVERRIDING SYSTEM VALUE
     SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
         id bigint, command jsonb, environment jsonb, inputs jsonb, outputs jsonb, output_dir text,
-        join_output boolean, output_limit_bytes bigint)
+        overwrite boolean, workdir text, prologue jsonb, epilogue jsonb, join_output boolean,
+        output_limit_bytes bigint)
 """)
 
 # A key that is already there leaves the first job as it is: a repeated submit finds it.
 _INSERT_JOBS = text("""
-    INSERT INTO jobs (id, pool_id, owner_id, spec_id, array_id, array_index, name, idempotency_key,
-                      cores, memory_bytes, walltime_s, priority, max_attempts, follow)
+    INSERT INTO jobs (id, pool_id, pool_ids, owner_id, spec_id, array_id, array_index, params, name,
+                      idempotency_key, cores, memory_bytes, walltime_s, priority, max_attempts,
+                      follow, retry, gpus, architecture, constraints, sandbox, tags, pin_cpus,
+                      max_queue_s)
     OVERRIDING SYSTEM VALUE
-    SELECT id, :pool_id, :owner_id, spec_id, :array_id, array_index, name, idempotency_key,
-           cores, memory_bytes, walltime_s, priority, max_attempts, follow
+    SELECT id, :pool_id, CAST(:pool_ids AS bigint[]), :owner_id, spec_id, :array_id, array_index,
+           params, name, idempotency_key, cores, memory_bytes, walltime_s, priority, max_attempts,
+           follow, retry, gpus, architecture, constraints, sandbox, tags, pin_cpus, max_queue_s
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-        id bigint, spec_id bigint, array_index int, name text, idempotency_key text, cores int,
-        memory_bytes bigint, walltime_s float8, priority smallint, max_attempts int, follow boolean)
+        id bigint, spec_id bigint, array_index int, params jsonb, name text, idempotency_key text,
+        cores int, memory_bytes bigint, walltime_s float8, priority smallint, max_attempts int,
+        follow boolean, retry jsonb, gpus int, architecture text, constraints jsonb, sandbox text,
+        tags jsonb, pin_cpus boolean, max_queue_s float8)
     ON CONFLICT (owner_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 """)
 
@@ -92,9 +111,11 @@ def insert_jobs(
     pool_id: int,
     owner: int,
     array_id: int | None = None,
+    pool_ids: Sequence[int] | None = None,
 ) -> list[int]:
     """Insert jobs in NEW and return their ids in order; the wake-up leaves with the commit.
 
+    `pool_ids`: all pools they may go to in order of preference, `pool_id` being the first.
     A job whose idempotency key its owner has used gives the first job's id.
     """
     spec_ids = _take_ids(connection, "job_specs", len(specs))
@@ -110,6 +131,7 @@ def insert_jobs(
         pool_id=pool_id,
         owner_id=owner,
         array_id=array_id,
+        pool_ids=list(pool_ids) if pool_ids is not None and len(pool_ids) > 1 else None,
     )
     keyed = {job.idempotency_key for job in jobs if job.idempotency_key is not None}
     if not keyed:

@@ -43,6 +43,14 @@ class Vm(Base):
     slots: Mapped[int]
     memory_bytes: Mapped[BigInt | None]
     architecture: Mapped[str | None] = mapped_column(Text)
+    gpus: Mapped[int] = mapped_column(server_default="0")
+    facts: Mapped[Json] = mapped_column(server_default="{}")  # as measured: what its runner told
+    preparation: Mapped[
+        Json | None
+    ]  # how the pool's command went: {exit_code, signal, output, ...}
+    # Where the pool isolates: whom the VM serves, from its first job or lease on.
+    bound_owner_id: Mapped[BigInt | None] = mapped_column(ForeignKey("owners.id"))
+    bound_sandbox: Mapped[str | None] = mapped_column(Text)
 
     state: Mapped[str] = mapped_column(Text, server_default="NEW")
     draining: Mapped[bool] = mapped_column(server_default="false")

@@ -10,11 +10,12 @@ from sqlalchemy import Connection
 
 from remuda.errors import BackendError, DataStagingError, OutputNotAvailable
 from remuda.models import collect
-from remuda.models.exits import facts, lock_journal
+from remuda.models.exits import lock_journal
 from remuda.models.watches import vm_for_channel
 from remuda.storage import Storage
 from remuda.tasks import decisions, recording
 from remuda.tasks.links import vm_address
+from remuda.tasks.retrying import known_of
 from remuda.tasks.runtime import Runtime
 from remuda.workers.channel import Channel
 
@@ -48,7 +49,7 @@ def get_results(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int] | None 
     def work(connection: Connection) -> set[int]:
         if lock_journal(connection, vm_id) is None:
             return set()
-        known = facts(connection, [row["attempt_id"] for row in rows])
+        known = known_of(connection, [row["attempt_id"] for row in rows])
         outcomes = [
             decisions.collected(
                 known.get(row["attempt_id"]), row, failure=failures.get(row["attempt_id"])

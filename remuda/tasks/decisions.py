@@ -1,4 +1,4 @@
-"""What becomes of a job when an attempt of it ended: applies `remuda.workers.retry` to the facts."""
+"""How attempts ended, from what their runner or the fetching of their outputs says."""
 
 from __future__ import annotations
 
@@ -8,40 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from remuda.models.exits import AttemptFacts, Outcome, facts
+from remuda.models.exits import Outcome
 from remuda.models.states import Reason
-from remuda.workers import retry
-
-MAX_LOSSES = 5  # a job that took this many VMs with it is stopped, and says so
-
-
-def settle(known: AttemptFacts | None, outcome: Outcome) -> Outcome:
-    """Complete the outcome of an attempt that did not end well: is its job run again?"""
-    if known is None:
-        return outcome  # replaced meanwhile; recording it will change nothing
-    loss = outcome.reason == Reason.LOST
-    if known.cancelled and outcome.reason in (Reason.LOST, Reason.CANCELLED):
-        return replace(outcome, job_state="TERMINATED", reason=str(Reason.CANCELLED))
-    if outcome.reason == Reason.CANCELLED:
-        return replace(outcome, job_state="TERMINATED")
-    started = known.state != "PLACED" or outcome.started_age_s is not None
-    failure = not loss
-    decided = retry.decide(
-        retry.RetryPolicy(max_attempts=known.max_attempts, max_losses=MAX_LOSSES),
-        retry.Outcome(
-            reason=outcome.reason,
-            attempts=known.failures + int(failure),
-            losses=known.losses + int(loss and started),
-        ),
-    )
-    again = isinstance(decided, retry.Requeue) and not known.cancelled
-    counted = replace(outcome, failure=failure, loss=loss and started)
-    if again and isinstance(decided, retry.Requeue):
-        return replace(counted, job_state="NEW", delay_s=decided.delay_s)
-    told = outcome.message
-    if isinstance(decided, retry.GiveUp) and decided.message and loss:
-        told = decided.message
-    return replace(counted, job_state="TERMINATED", message=told)
+from remuda.tasks.retrying import Known, known_of, settle
 
 
 def of_entries(
@@ -49,11 +18,11 @@ def of_entries(
 ) -> list[Outcome]:
     """Return the outcomes of a runner's exit entries, each with the time it is on that clock."""
     bad = [entry["a"] for entry, _ in entries if entry["why"] != "OK"]
-    known = facts(connection, bad) if bad else {}
+    known = known_of(connection, bad) if bad else {}
     return [_of_entry(known.get(entry["a"]), entry, now_s) for entry, now_s in entries]
 
 
-def _of_entry(known: AttemptFacts | None, entry: Mapping[str, Any], now_s: float) -> Outcome:
+def _of_entry(known: Known | None, entry: Mapping[str, Any], now_s: float) -> Outcome:
     pending = _pending(entry)
     started = entry.get("s")
     ran = entry.get("st") is not None or entry.get("sig") is not None
@@ -71,6 +40,9 @@ def _of_entry(known: AttemptFacts | None, entry: Mapping[str, Any], now_s: float
         user_s=entry.get("u"),
         system_s=entry.get("sy"),
         max_rss_bytes=entry.get("rss"),
+        peak_memory_bytes=entry.get("peak"),
+        io_read_bytes=entry.get("rd"),
+        io_write_bytes=entry.get("wr"),
     )
     if reason in (Reason.LOST, Reason.CANCELLED):
         return settle(known, replace(outcome, state=reason))
@@ -105,7 +77,7 @@ def lost(
     connection: Connection, attempts: Sequence[Mapping[str, Any]], message: str
 ) -> tuple[list[Outcome], list[Outcome]]:
     """Return the outcomes of losing live attempts: (those on their way, those EXITED)."""
-    known = facts(connection, [row["attempt_id"] for row in attempts])
+    known = known_of(connection, [row["attempt_id"] for row in attempts])
     outcomes = [
         settle(
             known.get(row["attempt_id"]),
@@ -130,7 +102,7 @@ def failed_to_start(
     connection: Connection, attempt_ids: Sequence[int], message: str
 ) -> list[Outcome]:
     """Return the outcomes of attempts whose inputs could not be staged."""
-    known = facts(connection, attempt_ids)
+    known = known_of(connection, attempt_ids)
     return [
         settle(
             known.get(attempt_id),
@@ -147,7 +119,7 @@ def failed_to_start(
 
 
 def collected(
-    known: AttemptFacts | None, row: Mapping[str, Any], *, failure: str | None = None
+    known: Known | None, row: Mapping[str, Any], *, failure: str | None = None
 ) -> Outcome:
     """Return the outcome of an EXITED attempt whose outputs were fetched, or could not be."""
     outcome = Outcome(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -194,11 +195,25 @@ def _fail(runtime: Runtime, vm_id: int, attempt_id: int, message: str) -> None:
     runtime.transact(work)
 
 
+def filler(index: int | None, params: Mapping[str, str] | None) -> Callable[[str], str]:
+    """Return what fills `{index}` and the `{names}` of a row of parameters into a text.
+
+    One pass: what was filled in is not looked at again.
+    """
+    values = {**(params or {}), **({} if index is None else {"index": str(index)})}
+    if not values:
+        return lambda text: text
+    pattern = re.compile("|".join(re.escape(f"{{{name}}}") for name in values))
+    return lambda text: pattern.sub(lambda found: values[found[0][1:-1]], text)
+
+
+def _filled(fill: Callable[[str], str], words: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if words is None else tuple(map(fill, words))
+
+
 def _start_job(row: Mapping[str, Any]) -> StartJob:
     index = row["array_index"]
-
-    def fill(value: str) -> str:
-        return value if index is None else value.replace("{index}", str(index))
+    fill = filler(index, row["params"])
 
     return StartJob(
         attempt_id=row["attempt_id"],
@@ -206,6 +221,7 @@ def _start_job(row: Mapping[str, Any]) -> StartJob:
         epoch=row["epoch"],
         command=tuple(fill(word) for word in row["command"]),
         env={
+            **row["constants"],
             **row["environment"],
             **({} if index is None else {"REMUDA_ARRAY_INDEX": str(index)}),
         },
@@ -226,6 +242,11 @@ def _start_job(row: Mapping[str, Any]) -> StartJob:
         cores=row["cores"],
         memory_bytes=row["memory_bytes"],
         walltime_s=row["walltime_s"],
+        gpus=row["gpus"],
+        pin_cpus=row["pin_cpus"],
+        workdir=fill(row["workdir"]),
+        prologue=_filled(fill, row["prologue"]),
+        epilogue=_filled(fill, row["epilogue"]),
         follow=row["follow"],
         join=row["join_output"],
         output_limit_bytes=row["output_limit_bytes"],

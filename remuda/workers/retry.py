@@ -1,58 +1,53 @@
-"""Whether a job whose attempt did not end well runs again: data and one pure function.
-
-A job has two counts. Its own failures (a wrong exit code, a signal, a limit, a missing output)
-are tried again as often as its user asked. Losses (the VM or its runner died under it) are not
-its fault and are tried again by default, but not for ever: a job may itself kill its VMs.
-"""
+"""Whether a job whose attempt did not end well runs again: one pure function of policy and facts."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remuda.errors import BadInput
+from remuda.retries import RetryPolicy
 
-FINAL = frozenset({"OK", "CANCELLED", "DEPENDENCY"})  # no attempt could change these
+# No attempt could change these.
+FINAL = frozenset({"OK", "CANCELLED", "DEPENDENCY", "QUEUE_TIMEOUT"})
 LOST = "LOST"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """How often, and how long to wait before: `delay_s`, doubled each time up to `max_delay_s`.
+class Failure:
+    """How an attempt ended; `reason` is a name of models.states.Reason."""
 
-    `max_attempts`: own failures until the job is given up (1: no retry); `max_losses`: the same
-    for losses. The first loss is made good at once.
-    """
-
-    max_attempts: int = 1
-    max_losses: int = 5
-    delay_s: float = 1.0
-    max_delay_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name in ("max_attempts", "max_losses"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise BadInput(f"{name} must be a whole number of at least 1, not {value!r}")
-        for name in ("delay_s", "max_delay_s"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value <= 1e9:
-                raise BadInput(f"{name} must be a number of seconds from 0 to 1e9, not {value!r}")
+    reason: str
+    exit_code: int | None = None
+    signal: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How the last attempt ended (a name of models.states.Reason), and both counts with it."""
+    """The last attempt's end, with all that counts for what comes next.
 
-    reason: str
-    attempts: int
+    `failures`, `losses`: of the job, this one included. `earlier`: its failures before this one,
+    as far as rules need them. `array_retries`: retries of all jobs of its array so far.
+    `memory_bytes`: what it had (None: no limit), `most_memory_bytes`: what it could have at most.
+    `seed`: makes the jitter; the same one gives the same pause.
+    """
+
+    last: Failure
+    failures: int
     losses: int
+    earlier: Sequence[Failure] = ()
+    array_retries: int = 0
+    memory_bytes: int | None = None
+    most_memory_bytes: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """The job waits again, for at least `delay_s` seconds."""
+    """The job waits again, for at least `delay_s` seconds; with new `memory_bytes` unless None."""
 
     delay_s: float
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +60,59 @@ class GiveUp:
 
 def decide(policy: RetryPolicy, outcome: Outcome) -> Requeue | GiveUp:
     """Return what becomes of the job."""
-    if outcome.reason in FINAL:
-        return GiveUp(outcome.reason, f"{outcome.reason} is final")
-    if outcome.reason == LOST:
+    reason = outcome.last.reason
+    if reason in FINAL:
+        return GiveUp(reason, f"{reason} is final")
+    if reason == LOST:
         if outcome.losses < policy.max_losses:
-            return Requeue(_delay_s(policy, outcome.losses - 1))
-        return GiveUp(LOST, f"lost {_times(outcome.losses)} with the VMs it ran on, and given up")
-    if outcome.attempts < policy.max_attempts:
-        return Requeue(_delay_s(policy, outcome.attempts))
-    return GiveUp(
-        outcome.reason,
-        f"failed {_times(outcome.attempts)}, of at most {_times(policy.max_attempts)}",
-    )
+            # The first loss is made good at once.
+            return Requeue(_delay_s(policy, policy.delay_s, outcome.losses - 1, outcome))
+        told = f"lost {_times(outcome.losses)} with the VMs it ran on, and given up"
+        return GiveUp(LOST, told)
+    return _after_failure(policy, outcome)
 
 
-def _delay_s(policy: RetryPolicy, failures: int) -> float:
-    if failures <= 0:
+def _after_failure(policy: RetryPolicy, outcome: Outcome) -> Requeue | GiveUp:
+    last, retried = outcome.last, outcome.failures - 1
+    rule = policy.rule_for(last.reason, last.exit_code, last.signal)
+    delay_s = policy.delay_s
+    if rule is not None:
+        delay_s = delay_s if rule.delay_s is None else rule.delay_s
+        before = sum(rule.matches(f.reason, f.exit_code, f.signal) for f in outcome.earlier)
+        if rule.max_retries is not None and before >= rule.max_retries:
+            most = f"{_times(rule.max_retries + 1)} in this way"
+            return GiveUp(last.reason, f"failed {_times(before + 1)}, of at most {most}")
+    if retried >= policy.max_retries:
+        most = _times(policy.max_retries + 1)
+        return GiveUp(last.reason, f"failed {_times(outcome.failures)}, of at most {most}")
+    if policy.max_total_retries is not None and outcome.array_retries >= policy.max_total_retries:
+        total = policy.max_total_retries
+        return GiveUp(last.reason, f"the {total} retries of all jobs of its array are used up")
+    memory_bytes = None
+    if last.reason == "OUT_OF_MEMORY" and outcome.memory_bytes is not None:
+        memory_bytes = _more_memory(policy, outcome)
+        if memory_bytes <= outcome.memory_bytes and policy.memory_factor > 1:
+            had = f"{outcome.memory_bytes} bytes"
+            return GiveUp(last.reason, f"{had} of memory were too little, and more cannot be had")
+    return Requeue(_delay_s(policy, delay_s, outcome.failures, outcome), memory_bytes)
+
+
+def _more_memory(policy: RetryPolicy, outcome: Outcome) -> int:
+    had = outcome.memory_bytes or 0
+    limits = [policy.max_memory_bytes, outcome.most_memory_bytes]
+    return min([int(had * policy.memory_factor), *(most for most in limits if most is not None)])
+
+
+def _delay_s(policy: RetryPolicy, first_s: float, count: int, outcome: Outcome) -> float:
+    if count <= 0:
         return 0.0
-    doublings = min(failures - 1, 64)  # far past any limit, and still a float
-    return float(min(policy.max_delay_s, policy.delay_s * 2**doublings))
+    try:
+        grown_s = first_s * policy.factor ** (count - 1)
+    except OverflowError:
+        grown_s = policy.max_delay_s
+    spread = hashlib.sha256(f"{outcome.seed}:{count}".encode()).digest()
+    part = int.from_bytes(spread[:4], "big") / 2**32
+    return float(min(policy.max_delay_s, grown_s) * (1 + policy.jitter * part))
 
 
 def _times(count: int) -> str:

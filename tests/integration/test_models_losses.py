@@ -11,6 +11,7 @@ from remuda.models import cancel, exits
 from remuda.models.database import transact
 from remuda.models.states import VmState
 from remuda.models.vm_life import lock_vms, move_vm
+from remuda.retries import RetryPolicy
 from remuda.tasks import decisions, recording
 from tests.integration.builders import (
     assert_sound,
@@ -26,6 +27,8 @@ from tests.integration.builders import (
     state,
     together,
 )
+
+MAX_LOSSES = RetryPolicy().max_losses
 
 
 def _lose(connection: Connection, vm: int) -> int:
@@ -68,7 +71,7 @@ def test_a_job_that_takes_vms_with_it_is_stopped(engine: Engine) -> None:
     with engine.begin() as connection:
         pool = make_pool(connection, slots_per_vm=1)
         [job] = make_jobs(connection, pool)
-        for _ in range(decisions.MAX_LOSSES + 1):
+        for _ in range(MAX_LOSSES + 1):
             [vm] = make_vms(connection, pool)
             connection.execute(text("UPDATE jobs SET not_before = NULL"))
             placed = dispatch(connection)
@@ -78,7 +81,7 @@ def test_a_job_that_takes_vms_with_it_is_stopped(engine: Engine) -> None:
             _lose(connection, vm)
         found = row(connection, "jobs", job)
         assert (found["state"], found["reason"]) == ("TERMINATED", "LOST")
-        assert found["losses"] <= decisions.MAX_LOSSES
+        assert found["losses"] <= MAX_LOSSES
         assert found["message"]
         assert_sound(connection)
 

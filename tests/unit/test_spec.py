@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remuda.errors import BadInput
-from remuda.spec import MAX_COMMAND_BYTES, Input, JobSpec, Output
+from remuda.spec import MAX_COMMAND_BYTES, JobSpec
+from remuda.spec_files import Input, Output
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no word": ({"command": []}, "empty"),

@@ -48,7 +48,7 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A file the job is to leave in its sandbox."""
+    """A file the job is to leave in its sandbox; a pattern, a directory ("d/") or "**" for many."""
 
     name: str
     optional: bool = False
@@ -68,6 +68,11 @@ class StartJob:
     cores: int = 1
     memory_bytes: int | None = None
     walltime_s: float | None = None
+    gpus: int = 0
+    pin_cpus: bool = False
+    workdir: str = ""
+    prologue: tuple[str, ...] | None = None
+    epilogue: tuple[str, ...] | None = None
     follow: bool = False
     join: bool = False
     output_limit_bytes: int | None = None
@@ -240,4 +245,16 @@ class Backend(ABC):
             "follow": job.follow,
             "join": job.join,
             "limit": job.output_limit_bytes,
+            **{key: value for key, value in _seldom(job).items() if value},
         }
+
+
+def _seldom(job: StartJob) -> dict[str, Any]:
+    """Return the fields few jobs have; left out when empty, to keep messages short."""
+    return {
+        "gpus": job.gpus,
+        "pin": job.pin_cpus,
+        "cwd": job.workdir,
+        "pro": job.prologue,
+        "epi": job.epilogue,
+    }
