@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
 
@@ -13,6 +14,8 @@ from remuda.models.database import rows
 _OVERDUE = """
     (v.state = 'NEW' AND v.state_changed_at < now() - interval '10 seconds')
     OR (v.state = 'SUBMITTED' AND v.state_changed_at < now() - interval '20 seconds')
+    OR (v.state IN ('WAIT_SSH_CONTEXT', 'CONTEXTUALIZING')
+        AND v.state_changed_at < now() - interval '5 seconds')
     OR (v.state IN ('STOPPING', 'ERROR') AND v.state_changed_at < now() - interval '5 seconds')
 """
 
@@ -22,11 +25,20 @@ def vm_with_pool(connection: Connection, vm_id: int) -> Mapping[str, Any] | None
     found = rows(
         connection,
         """SELECT v.id, v.name, v.state, v.token, v.provider_id, v.slots, v.memory_bytes, v.pool_id,
-                  p.uuid::text AS pool, p.provider, p.settings, p.heartbeat_s
+                  p.uuid::text AS pool, p.name AS pool_name, p.provider, p.settings, p.heartbeat_s,
+                  p.preparation, p.preparation_timeout_s, p.constants
            FROM vms v JOIN pools p ON p.id = v.pool_id WHERE v.id = :vm""",
         vm=vm_id,
     )
     return found[0] if found else None
+
+
+def set_preparation(connection: Connection, vm_id: int, result: Mapping[str, Any]) -> None:
+    """Keep how the pool's preparation command went on the VM."""
+    connection.execute(
+        text("UPDATE vms SET preparation = CAST(:result AS jsonb) WHERE id = :vm"),
+        {"vm": vm_id, "result": json.dumps(dict(result))},
+    )
 
 
 def unfinished_vms(connection: Connection) -> Sequence[Mapping[str, Any]]:

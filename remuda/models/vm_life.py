@@ -36,9 +36,9 @@ def move_vm(
 ) -> None:
     """Bring the VM to `target` from one of `allowed` (default: every edge into it).
 
-    `fields` are columns set with it. A STALLED VM that was replaced does not come back to RUNNING;
-    a HALTED one's leases are over. Raises InstanceNotFound, or IllegalTransition telling the state
-    found; nothing is changed then.
+    `fields` are columns set with it. A STALLED VM that was replaced, or never ran before, does
+    not come to RUNNING; a HALTED one's leases are over. Raises InstanceNotFound, or
+    IllegalTransition telling the state found; nothing is changed then.
     """
     fields = dict(fields or {})
     assignments = "".join(
@@ -54,7 +54,9 @@ def move_vm(
     elif target is VmState.STALLED:
         # One that was being stopped is never taken up again, though it may still answer.
         assignments += ", replaced = replaced OR state = 'STOPPING'"
-    guard = " AND NOT (state = 'STALLED' AND replaced)" if target is VmState.RUNNING else ""
+    guard = ""
+    if target is VmState.RUNNING:  # what never ran is not known to be fit
+        guard = " AND NOT (state = 'STALLED' AND (replaced OR running_at IS NULL))"
     states = [str(s) for s in (allowed if allowed is not None else _sources(target))]
     done = connection.execute(
         text(

@@ -17,8 +17,9 @@ _COLUMNS = (
 _CLAIM = f"""
     WITH free AS (
       SELECT id FROM vms
-      WHERE state IN ('RUNNING', 'STALLED') AND (watch_expires_at IS NULL OR watch_expires_at < now()
-             OR watcher = :worker) AND (CAST(:ids AS bigint[]) IS NULL OR id = ANY(:ids))
+      WHERE state IN ('RUNNING', 'STALLED', 'CONTEXTUALIZING')
+        AND (watch_expires_at IS NULL OR watch_expires_at < now() OR watcher = :worker)
+        AND (CAST(:ids AS bigint[]) IS NULL OR id = ANY(:ids))
       -- The worker's own come last, or they would take up the limit at every call.
       ORDER BY coalesce(watcher = :worker AND watch_expires_at >= now(), false), id
       LIMIT :most FOR NO KEY UPDATE SKIP LOCKED

@@ -1,4 +1,4 @@
-"""The life of VMs, step by step: spawn, contextualize, terminate, and what the sweeps find."""
+"""The life of VMs, step by step: spawn, terminate, and what the sweeps find."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from remuda.models import machines as models
 from remuda.models import vm_life, watches
 from remuda.models.sizing import note_launch
 from remuda.models.states import VmState
-from remuda.tasks import logs, messages, recording
-from remuda.tasks.links import CONNECT_TIMEOUT_S, vm_address
+from remuda.tasks import contextualizing, logs, messages, recording
 from remuda.tasks.runtime import Runtime
 from remuda.tasks.watching import this_watcher
 from remuda.workers.providers import get_provider
@@ -39,7 +38,7 @@ def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
     spawns nothing twice. A failed launch is recorded, its remains terminated, the pool backs off.
     """
     row = runtime.transact(lambda c: models.vm_with_pool(c, vm_id))
-    if row is None or row["state"] not in (VmState.NEW, VmState.SUBMITTED):
+    if row is None or row["state"] not in (VmState.NEW, *contextualizing.STATES):
         return False
     try:
         provider = get_provider(row["provider"], runtime.settings, row["settings"])
@@ -50,7 +49,9 @@ def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
                 raise VmUnreachable("the VM was gone as soon as it was made")
             runtime.transact(lambda c: _submitted(c, vm_id, provider_id, found))
             logs.transition("vm", vm_id, "SUBMITTED", provider_id=provider_id)
-        _contextualize(runtime, vm_id)
+        if not contextualizing.contextualize(runtime, vm_id):
+            return False
+        check_vms(runtime, [vm_id])
     except IllegalTransition as error:
         log.info("VM %d was taken further by somebody else: %s", vm_id, error)
         return False
@@ -83,33 +84,6 @@ def _submitted(connection: Connection, vm_id: int, provider_id: str, found: VmDe
             "public_ip": found.public_ip,
         },
     )
-
-
-def _contextualize(runtime: Runtime, vm_id: int) -> None:
-    """Meet the runner for the first time, record what the machine really has, take up the watch."""
-    vm = runtime.transact(lambda c: watches.vm_for_channel(c, vm_id))
-    if vm is None or vm["state"] != VmState.SUBMITTED:
-        return
-    backend = runtime.links.backend(vm["backend"])
-    channel = backend.connect(vm_address(vm), watch=False, since=0, timeout_s=CONNECT_TIMEOUT_S)
-    try:
-        hello = channel.request("hello", watch=False, since=0)
-    finally:
-        channel.close()
-
-    def work(connection: Connection) -> None:
-        note_launch(connection, vm["pool_id"], error=None)  # pool before VM, as sizing locks
-        fields: dict[str, Any] = {"architecture": hello["architecture"]}
-        if hello.get("memory_bytes"):
-            fields["memory_bytes"] = hello["memory_bytes"]
-        vm_life.move_vm(
-            connection, vm_id, VmState.RUNNING, allowed=[VmState.SUBMITTED], fields=fields
-        )
-        vm_life.validate_image(connection, vm_id)
-
-    runtime.transact(work)
-    logs.transition("vm", vm_id, "RUNNING")
-    check_vms(runtime, [vm_id])
 
 
 def _failed(runtime: Runtime, row: Mapping[str, Any], error: str) -> None:
@@ -229,7 +203,7 @@ def reconcile_vms(runtime: Runtime) -> int:
     """
     rows = runtime.transact(models.unfinished_vms)
     messages.spawn_vm(
-        [row["id"] for row in rows if row["state"] in (VmState.NEW, VmState.SUBMITTED)]
+        [row["id"] for row in rows if row["state"] in (VmState.NEW, *contextualizing.STATES)]
     )
     messages.terminate_vm(
         [row["id"] for row in rows if row["state"] in (VmState.STOPPING, VmState.ERROR)]

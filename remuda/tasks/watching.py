@@ -20,7 +20,7 @@ from celery import bootsteps
 from remuda.errors import RemudaError, Unreachable
 from remuda.models.database import WAKE_CHANNEL, Listener
 from remuda.models.watches import release_watches, renew_watches
-from remuda.tasks import attaching, cancelling, placing, recording, sizing
+from remuda.tasks import attaching, cancelling, messages, placing, recording, sizing
 from remuda.tasks.runtime import Runtime, drop_runtime, get_runtime
 from remuda.workers.channel import Channel
 
@@ -156,6 +156,8 @@ class Watcher:
             self._beats[vm_id] = message
         elif push == "output":
             self._output.append(message)
+        elif push == "prepared":
+            messages.spawn_vm([vm_id])  # takes the VM on from where it is
         elif push == "unwatched":
             log.info("another worker watches the VM now", extra={"vm_id": vm_id})
 

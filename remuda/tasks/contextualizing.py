@@ -1,0 +1,162 @@
+"""Contextualization: meet a new VM's runner, note what the machine is, run the pool's preparation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection
+
+from remuda.errors import VmUnreachable
+from remuda.models import machines as models
+from remuda.models import vm_life, watches
+from remuda.models.sizing import note_launch
+from remuda.models.states import VmState
+from remuda.tasks import logs
+from remuda.tasks.links import CONNECT_TIMEOUT_S, vm_address
+from remuda.tasks.runtime import Runtime
+from remuda.workers.channel import Channel
+
+log = logging.getLogger(__name__)
+WAIT_S = 2.0  # for a preparation to end; one that takes longer is told of by the watch
+OUTPUT_BYTES = 64 << 10
+_FACTS = ("cores", "disk_bytes", "cpu_model", "cgroup", "gpus", "ssd", "python", "features")
+STATES = (VmState.SUBMITTED, VmState.WAIT_SSH_CONTEXT, VmState.CONTEXTUALIZING)
+
+
+class PreparationFailed(VmUnreachable):
+    """The pool's preparation command did not succeed on this VM."""
+
+
+def contextualize(runtime: Runtime, vm_id: int) -> bool:
+    """Bring a SUBMITTED VM on its way to RUNNING; True when it got there.
+
+    Each step is taken up where the last call left it. Raises VmUnreachable if its runner does not
+    answer, PreparationFailed if the pool's command failed.
+    """
+    row = runtime.transact(lambda c: models.vm_with_pool(c, vm_id))
+    vm = runtime.transact(lambda c: watches.vm_for_channel(c, vm_id))
+    if row is None or vm is None or vm["state"] not in STATES:
+        return False
+    prepared = threading.Event()
+
+    def heard(_channel: Channel, push: dict[str, Any]) -> None:
+        if push.get("push") == "prepared":
+            prepared.set()
+
+    backend = runtime.links.backend(vm["backend"])
+    channel = backend.connect(
+        vm_address(vm), watch=False, since=0, on_push=heard, timeout_s=CONNECT_TIMEOUT_S
+    )
+    try:
+        measured = _measured(channel.request("hello", watch=False, since=0))
+        result = None
+        if row["preparation"]:
+            _begin(runtime, vm_id, vm["state"], measured)
+            result = _prepare(channel, row, prepared)
+            if result is None:
+                return False
+    finally:
+        channel.close()
+    if result is not None:
+        _judge(runtime, row, result)
+    _arrive(runtime, row, measured, result)
+    return True
+
+
+def _measured(hello: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that say what the machine really is."""
+    fields: dict[str, Any] = {
+        "architecture": hello["architecture"],
+        "gpus": int(hello.get("gpus") or 0),
+        "facts": {name: hello[name] for name in _FACTS if hello.get(name) is not None},
+    }
+    if hello.get("memory_bytes"):
+        fields["memory_bytes"] = hello["memory_bytes"]
+    return fields
+
+
+def _begin(runtime: Runtime, vm_id: int, state: str, measured: Mapping[str, Any]) -> None:
+    """Record that the VM answered and is being prepared; from here on it is watched."""
+
+    def work(connection: Connection) -> None:
+        if state == VmState.SUBMITTED:
+            vm_life.move_vm(
+                connection, vm_id, VmState.WAIT_SSH_CONTEXT, allowed=[VmState.SUBMITTED]
+            )
+        if state != VmState.CONTEXTUALIZING:
+            vm_life.move_vm(connection, vm_id, VmState.CONTEXTUALIZING, fields=measured)
+
+    runtime.transact(work)
+    if state != VmState.CONTEXTUALIZING:
+        logs.transition("vm", vm_id, "CONTEXTUALIZING")
+        runtime.transact(watches.call_watchers)
+
+
+def _prepare(
+    channel: Channel, row: Mapping[str, Any], prepared: threading.Event
+) -> dict[str, Any] | None:
+    """Have the command run, once however often it is asked for; None while it runs."""
+    command = list(row["preparation"])
+    fields = {
+        "c": command,
+        "env": {**row["constants"], "REMUDA_POOL": row["pool_name"]},
+        "timeout": row["preparation_timeout_s"],
+        "key": hashlib.sha256(json.dumps(command).encode()).hexdigest()[:32],
+    }
+    answer = channel.request("prepare", **fields)
+    if answer["state"] == "running" and prepared.wait(WAIT_S):
+        answer = channel.request("prepare", **fields)
+    return None if answer["state"] == "running" else answer
+
+
+def _judge(runtime: Runtime, row: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Raise PreparationFailed, its output kept, unless the command succeeded."""
+    if result.get("st") == 0 and not result.get("timed_out"):
+        return
+    kept = _kept(result)
+    runtime.transact(lambda c: models.set_preparation(c, row["id"], kept))
+    if result.get("timed_out"):
+        how = f"took longer than {row['preparation_timeout_s']:g} s"
+    elif result.get("sig"):
+        how = f"was ended by signal {result['sig']}"
+    else:
+        how = f"ended with exit code {result.get('st')}"
+    lines = kept["output"].strip().splitlines()
+    said = f": {lines[-1][:300]}" if lines else ""
+    raise PreparationFailed(f"the pool's preparation command {how}{said}")
+
+
+def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
+    output = str(result.get("out") or "").replace("\0", "")
+    return {
+        "exit_code": result.get("st"),
+        "signal": result.get("sig"),
+        "timed_out": bool(result.get("timed_out")),
+        "output": output[-OUTPUT_BYTES:],
+    }
+
+
+def _arrive(
+    runtime: Runtime,
+    row: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    result: Mapping[str, Any] | None,
+) -> None:
+    vm_id = row["id"]
+
+    def work(connection: Connection) -> None:
+        note_launch(connection, row["pool_id"], error=None)  # pool before VM, as sizing locks
+        fields = dict(measured)
+        if result is not None:
+            fields["preparation"] = _kept(result)
+        allowed = [VmState.SUBMITTED, VmState.CONTEXTUALIZING]
+        vm_life.move_vm(connection, vm_id, VmState.RUNNING, allowed=allowed, fields=fields)
+        vm_life.validate_image(connection, vm_id)
+
+    runtime.transact(work)
+    logs.transition("vm", vm_id, "RUNNING")
