@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UnknownPool,
         WaitTimeout,
     )
+    from remuda.retries import RetryPolicy, RetryRule
     from remuda.spec import JobSpec
     from remuda.spec_files import Input, Output
 
@@ -55,6 +56,8 @@ __all__ = [
     "Refused",
     "RemudaError",
     "Result",
+    "RetryPolicy",
+    "RetryRule",
     "Settings",
     "StaleHolder",
     "UnknownJob",
@@ -69,6 +72,7 @@ __all__ = [
 _HOMES = {
     "remuda.client": {"Client", "Job", "Lease", "LeasedVm", "Pool", "Result", "Usage", "VmInfo"},
     "remuda.config": {"Settings", "load_settings"},
+    "remuda.retries": {"RetryPolicy", "RetryRule"},
     "remuda.spec": {"JobSpec"},
     "remuda.spec_files": {"Input", "Output"},
 }

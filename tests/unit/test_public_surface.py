@@ -11,7 +11,7 @@ import remuda.client
 SURFACE = """
     AlreadyExists BadInput Client ConfigError DataStagingError DatabaseUnavailable EmbeddedError
     Input InstanceNotFound Job JobFailed JobSpec Lease LeasedVm NoResources NoVmAvailable NotFound
-    Output OutputNotAvailable Pool Refused RemudaError Result Settings StaleHolder UnknownJob
+    Output OutputNotAvailable Pool Refused RemudaError Result RetryPolicy RetryRule Settings StaleHolder UnknownJob
     UnknownPool Usage VmInfo WaitTimeout load_settings
 """
 
