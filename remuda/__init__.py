@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from remuda.client import Client, Job, Lease, LeasedVm, Pool, Result, Usage, VmInfo
+    from remuda.client import Array, Client, Job, Lease, LeasedVm, Pool, Result, Usage, VmInfo
     from remuda.config import Settings, load_settings
+    from remuda.dependencies import After
     from remuda.errors import (
         AlreadyExists,
         BadInput,
@@ -24,16 +25,20 @@ if TYPE_CHECKING:
         Refused,
         RemudaError,
         StaleHolder,
+        UnknownArray,
         UnknownJob,
         UnknownPool,
         WaitTimeout,
     )
     from remuda.retries import RetryPolicy, RetryRule
     from remuda.spec import JobSpec
-    from remuda.spec_files import Input, Output
+    from remuda.spec_files import ANY_OUTPUT, Input, Output
 
 __all__ = [
+    "ANY_OUTPUT",
+    "After",
     "AlreadyExists",
+    "Array",
     "BadInput",
     "Client",
     "ConfigError",
@@ -60,6 +65,7 @@ __all__ = [
     "RetryRule",
     "Settings",
     "StaleHolder",
+    "UnknownArray",
     "UnknownJob",
     "UnknownPool",
     "Usage",
@@ -70,11 +76,22 @@ __all__ = [
 
 # Loaded when first asked for, so that `import remuda` costs nothing.
 _HOMES = {
-    "remuda.client": {"Client", "Job", "Lease", "LeasedVm", "Pool", "Result", "Usage", "VmInfo"},
+    "remuda.client": {
+        "Array",
+        "Client",
+        "Job",
+        "Lease",
+        "LeasedVm",
+        "Pool",
+        "Result",
+        "Usage",
+        "VmInfo",
+    },
+    "remuda.dependencies": {"After"},
     "remuda.config": {"Settings", "load_settings"},
     "remuda.retries": {"RetryPolicy", "RetryRule"},
     "remuda.spec": {"JobSpec"},
-    "remuda.spec_files": {"Input", "Output"},
+    "remuda.spec_files": {"ANY_OUTPUT", "Input", "Output"},
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

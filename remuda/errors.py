@@ -3,7 +3,7 @@
 RemudaError
 ├── BadInput (ValueError)            what was given can never be right
 ├── ConfigError                      a setting is missing or wrong
-├── NotFound (LookupError)           UnknownPool, UnknownJob, UnknownOwner,
+├── NotFound (LookupError)           UnknownPool, UnknownJob, UnknownArray, UnknownOwner,
 │   └── InstanceNotFound (KeyError)  an unknown VM
 ├── AlreadyExists                    the name is taken
 ├── Refused                          the state forbids it; nothing was changed
@@ -56,6 +56,10 @@ class UnknownPool(NotFound):
 
 class UnknownJob(NotFound):
     """There is no job of that id."""
+
+
+class UnknownArray(NotFound):
+    """There is no array of that id."""
 
 
 class UnknownOwner(NotFound):
@@ -138,6 +142,8 @@ class AuthError(BackendError):
 
 class ProviderError(RemudaError):
     """The provider could not do what was asked."""
+
+    made_nothing = False  # of a failed spawn: this call has certainly left no machine behind
 
 
 class QuotaExceeded(ProviderError):

@@ -57,9 +57,8 @@ def written_aside(
     `what` when the file cannot be written.
     """
     aside = target.with_name(f".{secrets.token_hex(8)}.part")
-    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
     with telling(what):
-        stream = os.fdopen(os.open(aside, flags, 0o666), "w+b")
+        stream = open(aside, "x+b")  # noqa: SIM115
     try:
         yield stream
         with telling(what):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from remuda.checks import shown, text_of, whole
+from remuda.checks import seconds, shown, text_of, whole
 from remuda.errors import BadInput
 
-__all__ = ["Host", "host_of", "hosts_of"]
+__all__ = ["Host", "host_of", "hosts_of", "slurm_of"]
 
 MAX_HOSTS = 10_000
 _KEY = re.compile(
@@ -18,7 +18,12 @@ _KEY = re.compile(
 )
 _PLACE = re.compile(r"[A-Za-z0-9_.:%\[\]-]+")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]*\$?")
-_WAY = ("address", "port", "user", "key_file", "host_key", "known_hosts", "jump")
+_WAY = ("address", "port", "user", "key_file", "host_key", "known_hosts", "jump", "cache_bytes")
+_NUMBERS = {"port": 65535, "cores": 100_000, "memory_bytes": 1 << 53, "cache_bytes": 1 << 53}
+
+_SLURM_WORDS = ("partition", "account", "qos", "conf", "bin")
+_SLURM_NUMBERS = {"gpus": (0, 100_000), "array_max": (1, 1_000_000)}
+_SLURM_SECONDS = ("poll_s", "account_grace_s", "file_grace_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,8 @@ class Host:
 
     `host_key`: its public key, the only one it may show. `known_hosts`: a file that has it.
     `jump`: hosts to go through first, as for `ssh -J`. `home`: a folder there, relative to the
-    user's. `memory_bytes` and `cores`: 0 if not told.
+    user's. `memory_bytes` and `cores`: 0 if not told. `cache_bytes`: the most that inputs may take
+    there once nothing needs them; 0: 20 GiB or a tenth of the disk, whichever is less.
     """
 
     address: str
@@ -40,6 +46,7 @@ class Host:
     home: str = ".remuda"
     cores: int = 0
     memory_bytes: int = 0
+    cache_bytes: int = 0
     labels: tuple[str, ...] = field(default=())
 
     @property
@@ -49,7 +56,7 @@ class Host:
         return f"{user}{self.address}{port}" + ("" if self.home == ".remuda" else f"/{self.home}")
 
     def way(self) -> dict[str, Any]:
-        """Return what it takes to log in, as a VM's address has it."""
+        """Return what it takes to log in there and use it, as a VM's address has it."""
         return {key: value for key, value in asdict(self).items() if key in _WAY and value}
 
 
@@ -68,7 +75,7 @@ def host_of(value: Any, *, what: str = "host") -> Host:
     texts: dict[str, Any] = {
         key: _line(f"{what}.{key}", value[key])
         for key in (*_WAY, "home")
-        if key in value and key != "port"
+        if key in value and key not in ("port", "cache_bytes")
     }
     for key, pattern in (("address", _PLACE), ("user", _USER)):
         if texts.get(key) and (not pattern.fullmatch(texts[key]) or texts[key].startswith("-")):
@@ -83,7 +90,7 @@ def host_of(value: Any, *, what: str = "host") -> Host:
         raise BadInput(f"{what}.home cannot be {shown(home)}", hint="a folder that is ours alone")
     numbers: dict[str, Any] = {
         key: whole(f"{what}.{key}", value[key], least=1, most=most)
-        for key, most in (("port", 65535), ("cores", 100_000), ("memory_bytes", 1 << 53))
+        for key, most in _NUMBERS.items()
         if value.get(key) is not None
     }
     labels = value.get("labels") or ()
@@ -95,9 +102,10 @@ def host_of(value: Any, *, what: str = "host") -> Host:
 
 def hosts_of(settings: Mapping[str, Any]) -> tuple[Host, ...]:
     """Return the hosts of a static pool's settings; raises BadInput naming the wrong key."""
-    unknown = sorted(str(key) for key in settings if key != "hosts")
+    unknown = sorted(str(key) for key in settings if key not in ("hosts", "slurm"))
     if unknown:
         raise BadInput(f"the static provider has no setting {', '.join(unknown)[:200]}")
+    slurm_of(settings)
     listed = settings.get("hosts")
     if not isinstance(listed, (list, tuple)) or not 1 <= len(listed) <= MAX_HOSTS:
         raise BadInput(
@@ -111,6 +119,42 @@ def hosts_of(settings: Mapping[str, Any]) -> tuple[Host, ...]:
             raise BadInput(f"hosts[{i}] is hosts[{seen[host.name]}] once more: {host.name}")
         seen[host.name] = i
     return hosts
+
+
+def slurm_of(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how a pool's jobs are handed to Slurm, None if they are not; raises BadInput.
+
+    {"slurm": {}} is enough. `partition`, `account`, `qos`: as for sbatch. `flags`: more words for
+    it. `conf`: the path of slurm.conf there, `bin`: of the folder that has the commands. `gpus`:
+    how many may be had at once. `poll_s`: seconds between two looks by squeue. `array_max`: jobs in
+    one array. `account_grace_s`, `file_grace_s`: how far the accounting and the shared filesystem
+    may lag behind.
+    """
+    given = settings.get("slurm")
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise BadInput(f"slurm must be a mapping, not {shown(given)}", hint='"slurm": {}')
+    known = (*_SLURM_WORDS, *_SLURM_NUMBERS, *_SLURM_SECONDS, "flags")
+    unknown = sorted(str(key) for key in given if key not in known)
+    if unknown:
+        raise BadInput(
+            f"slurm has no key {', '.join(unknown)[:200]}", hint=f"keys: {', '.join(known)}"
+        )
+    options: dict[str, Any] = {}
+    for key in (key for key in _SLURM_WORDS if given.get(key) is not None):
+        options[key] = _line(f"slurm.{key}", given[key])
+    for key, (least, most) in _SLURM_NUMBERS.items():
+        if given.get(key) is not None:
+            options[key] = whole(f"slurm.{key}", given[key], least=least, most=most)
+    for key in (key for key in _SLURM_SECONDS if given.get(key) is not None):
+        options[key] = seconds(f"slurm.{key}", given[key], most=86_400)
+    flags = given.get("flags") or ()
+    if isinstance(flags, str) or not isinstance(flags, (list, tuple)):
+        raise BadInput(f"slurm.flags must be a list of words, not {shown(flags)}")
+    if flags:
+        options["flags"] = [_line("slurm.flags", flag) for flag in flags]
+    return options
 
 
 def _line(what: str, value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from remuda.checks import seconds, shown, text_of, whole
 from remuda.constraints import architecture_of, constraints_of, tags_of
-from remuda.dependencies import Afters, after_of
+from remuda.dependencies import After, Afters, after_of
 from remuda.errors import BadInput
 from remuda.retries import RetryPolicy, retry_of
 from remuda.spec_files import (
@@ -19,6 +19,7 @@ from remuda.spec_files import (
     Output,
     Outputs,
     PathLike,
+    filler,
     inputs_of,
     local_path,
     name_inside,
@@ -43,14 +44,17 @@ class JobSpec:
 
     `command`: words, or a string that is split as a shell would. No shell runs it, unless `shell`
         is true: then it is one string for `/bin/sh -c`.
-    `inputs`: names, (local, name) pairs or a {local: name} mapping; a bare name is both.
-    `outputs`: names, (name, local) pairs or a {name: local} mapping.
+    `inputs`: names, (local, name) pairs or a {local: name} mapping; a bare name is both. Patterns
+        (`data/*.csv`, `**`), directories and URLs are possible, see `remuda.spec_files`.
+    `outputs`: names, (name, local) pairs or a {name: local} mapping; patterns, directories ("out/")
+        and ANY_OUTPUT are possible, and URLs to put them at.
     `output_dir`: where outputs are copied to; none: they stay in the storage.
     `cores`, `memory_bytes`: its share of a VM. `walltime_s`: it is ended when it takes longer.
     `priority`: -1000 to 1000, higher goes first. `retries`: further attempts after failed ones.
     `join_output`: stderr goes into stdout. `follow`: its output is passed on while it runs.
     `idempotency_key`: submitting the same key again gives the first job.
     `output_dir`'s files are replaced, unless `overwrite` is false.
+    `output_limit_bytes`: of stdout and stderr each; of longer ones the head and the tail are kept.
     `workdir`: the directory inside the sandbox it runs in.
     `prologue`, `epilogue`: commands run before and after it, as part of it.
     `gpus`, `architecture` (as `uname -m` tells), `constraints`: what its VM must have, see
@@ -77,6 +81,7 @@ class JobSpec:
     idempotency_key: str | None = None
     follow: bool = False
     overwrite: bool = True
+    output_limit_bytes: int | None = None
     workdir: str = ""
     prologue: Sequence[PathLike] | str | None = None
     epilogue: Sequence[PathLike] | str | None = None
@@ -123,11 +128,14 @@ class JobSpec:
     def _check_seldom(self) -> None:
         """Check what few jobs have; skipped as a whole by those that have none of it."""
         put = object.__setattr__
+        if self.output_limit_bytes is not None:
+            limit = whole("output_limit_bytes", self.output_limit_bytes, least=4096, most=1 << 40)
+            put(self, "output_limit_bytes", limit)
         if self.workdir:
             put(self, "workdir", name_inside("workdir", self.workdir))
         for name in ("prologue", "epilogue"):
             if getattr(self, name) is not None:
-                put(self, name, _command(getattr(self, name), shell=False))
+                put(self, name, _command(getattr(self, name), shell=False, what=name))
         if self.gpus != 0:
             put(self, "gpus", whole("gpus", self.gpus, least=0, most=MAX_GPUS))
         if self.architecture is not None:
@@ -153,12 +161,15 @@ class JobSpec:
         def input_files(self) -> tuple[Input, ...]: ...
         @property
         def output_files(self) -> tuple[Output, ...]: ...
+        @property
+        def afters(self) -> tuple[After, ...]: ...
 
     else:
         # The fields hold these types once they are checked.
         words = property(lambda self: self.command)
         input_files = property(lambda self: self.inputs)
         output_files = property(lambda self: self.outputs)
+        afters = property(lambda self: self.after)
 
     @property
     def templated(self) -> bool:
@@ -174,58 +185,67 @@ class JobSpec:
             )
         )
 
-    def filled(self, index: int | str) -> JobSpec:
-        """Return the spec of one job of an array, `{index}` filled in everywhere."""
-        text = str(index)
+    def filled(self, index: int | str | None, params: Mapping[str, str] | None = None) -> JobSpec:
+        """Return the spec of one job of an array, `{index}` and `{names}` filled in everywhere."""
+        fill = filler(index, params)
+
+        def words(command: Any) -> tuple[str, ...] | None:
+            return None if command is None else tuple(map(fill, command))
+
         return replace(
             self,
-            command=tuple(word.replace(INDEX, text) for word in self.words),
-            name=self.name.replace(INDEX, text),
+            command=tuple(map(fill, self.words)),
+            name=fill(self.name),
             inputs=tuple(
-                Input(i.local.replace(INDEX, text), i.name.replace(INDEX, text))
-                for i in self.input_files
+                replace(i, local=fill(i.local), name=fill(i.name)) for i in self.input_files
             ),
             outputs=tuple(
-                Output(o.name.replace(INDEX, text), o.local.replace(INDEX, text), o.optional)
-                for o in self.output_files
+                replace(o, name=fill(o.name), local=fill(o.local)) for o in self.output_files
             ),
-            output_dir=str(self.output_dir).replace(INDEX, text) if self.output_dir else None,
+            output_dir=fill(str(self.output_dir)) if self.output_dir else None,
+            # Parameters are for the environment too; a literal {index} has always stayed there.
+            environment={name: fill(text) for name, text in self.environment.items()}
+            if self.environment and params
+            else self.environment,
+            workdir=fill(self.workdir),
+            prologue=words(self.prologue),
+            epilogue=words(self.epilogue),
         )
 
 
-def _command(value: Any, *, shell: bool) -> tuple[str, ...]:
+def _command(value: Any, *, shell: bool, what: str = "command") -> tuple[str, ...]:
     if not isinstance(shell, bool):
         raise BadInput(f"shell must be True or False, not {shown(shell)}")
     if shell:
         if not isinstance(value, str):
             raise BadInput("with shell=True the command must be one string")
         if not value.strip():
-            raise BadInput("the command is empty")
+            raise BadInput(f"the {what} is empty")
         value = ("/bin/sh", "-c", value)
     elif isinstance(value, str):
         try:
             value = shlex.split(value)
         except ValueError as error:
-            raise BadInput(f"the command cannot be split into words: {error}") from None
+            raise BadInput(f"the {what} cannot be split into words: {error}") from None
     elif not isinstance(value, (list, tuple)):
         raise BadInput(
-            f"the command must be a list of words or a string, not {shown(value)}",
+            f"the {what} must be a list of words or a string, not {shown(value)}",
             hint='for example ["python3", "sim.py"]',
         )
     if not value:
-        raise BadInput("the command is empty", hint='for example ["python3", "sim.py"]')
+        raise BadInput(f"the {what} is empty", hint='for example ["python3", "sim.py"]')
     words = []
     for place, word in enumerate(value):
-        what = f"command[{place}]"
+        which = f"{what}[{place}]"
         if not isinstance(word, (str, os.PathLike)):
-            raise BadInput(f"{what} must be text, not {shown(word)}", hint="use str()")
-        words.append(text_of(what, path_of(what, word), most=MAX_COMMAND_BYTES - 1))
+            raise BadInput(f"{which} must be text, not {shown(word)}", hint="use str()")
+        words.append(text_of(which, path_of(which, word), most=MAX_COMMAND_BYTES - 1))
     if not words[0]:
-        raise BadInput("the command is empty: its first word is an empty string")
+        raise BadInput(f"the {what} is empty: its first word is an empty string")
     total = sum(len(word.encode()) + 1 for word in words)
     if total > MAX_COMMAND_BYTES:
         raise BadInput(
-            f"the command has {total} bytes, at most {MAX_COMMAND_BYTES} are possible",
+            f"the {what} has {total} bytes, at most {MAX_COMMAND_BYTES} are possible",
             hint="pass much data in an input file",
         )
     return tuple(words)

@@ -9,7 +9,6 @@ Nothing is ever half there: files are written aside and renamed, or uploaded whe
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import tempfile
 import time
@@ -21,7 +20,10 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from remuda.errors import ConfigError, DataStagingError, OutputNotAvailable
-from remuda.files import PIECE, copy_file, sha256_of, telling, trouble, written_aside
+from remuda.files import copy_file, sha256_of, telling, trouble, written_aside
+from remuda.stores import file_system, open_url, pull, push, size_of, validate_urls
+
+__all__ = ["Storage", "StoredFile", "validate_urls"]
 
 _RACY_S = 2.0  # a file changed so lately may change again within the same tick of its clock
 _REMEMBERED = 10_000
@@ -58,7 +60,10 @@ class Storage:
         elif url.startswith("file://"):
             self._root = _file_path(url)
         else:
-            self._fs = _file_system(url)
+            try:
+                self._fs = file_system(url)
+            except ConfigError as error:
+                raise ConfigError(f"storage_url: {error.message}", hint=error.hint) from None
 
     def url(self, key: str) -> str:
         """Return the URL of `key`, a relative path; raises DataStagingError for any other."""
@@ -69,25 +74,28 @@ class Storage:
     def size(self, key: str) -> int:
         """Return the size of `key` in bytes; raises OutputNotAvailable if there is none."""
         url = self.url(key)
+        if self._root is None:
+            return size_of(url, system=self._fs)
         with _translated(url):
-            if self._root is not None:
-                return (self._root / key).stat().st_size
-            return int(self._fs.size(self._fs._strip_protocol(url)))
+            return (self._root / key).stat().st_size
 
     @contextmanager
-    def writing(self, key: str) -> Iterator[BinaryIO]:
-        """Open `key` for writing; it appears, in place of an older one, if the block succeeds."""
+    def writing(self, key: str, *, mode: int | None = None) -> Iterator[BinaryIO]:
+        """Open `key` for writing; it appears, in place of an older one, if the block succeeds.
+
+        `mode`: its permission bits, where the storage has such.
+        """
         url = self.url(key)
         if self._root is None:
             with tempfile.TemporaryDirectory(prefix="remuda-") as folder:
                 aside = Path(folder) / "file"
-                with aside.open("wb") as stream:
+                with aside.open("w+b") as stream:
                     yield stream
-                self._upload(aside, url)
+                push(aside, url, system=self._fs)
             return
         with telling(url):
             target = self._prepare(key)
-        with written_aside(target, what=url) as stream:
+        with written_aside(target, what=url, mode=mode) as stream:
             yield stream
 
     def put_file(self, path: str | os.PathLike[str], *, name: str = "") -> StoredFile:
@@ -125,19 +133,22 @@ class Storage:
         raise DataStagingError(f"input {what!r} changes while it is read")
 
     def open(self, url: str) -> BinaryIO:
-        """Open a stored file for reading (it can seek); raises OutputNotAvailable if it is gone."""
+        """Open a stored file, or that at any URL, for reading (it can seek, if its server lets it).
+
+        Raises OutputNotAvailable if it is gone.
+        """
         path = self.local_path(url)
+        if path is None:
+            return open_url(url)
         with _translated(url):
-            if path is not None:
-                return path.open("rb")
-            return cast("BinaryIO", self._of(url).open(url, "rb"))
+            return path.open("rb")
 
     def read(self, url: str, *, offset: int = 0, size: int | None = None) -> bytes:
         """Return up to `size` bytes (None: all) from `offset` on; negative: from the end."""
         with self.open(url) as stream, _translated(url):
             if offset < 0:
-                end = stream.seek(0, os.SEEK_END)
-                stream.seek(max(0, end + offset))
+                stream.seek(0, os.SEEK_END)
+                stream.seek(max(0, stream.tell() + offset))
             else:
                 stream.seek(offset)
             return stream.read() if size is None else stream.read(size)
@@ -151,13 +162,13 @@ class Storage:
         """
         with telling(str(target)):
             target.parent.mkdir(parents=True, exist_ok=True)
-        with self.open(url) as source, written_aside(target, what=str(target), mode=mode) as stream:
-            with _translated(url):
-                if self.local_path(url) is not None:
+        path = self.local_path(url)
+        with written_aside(target, what=str(target), mode=mode) as stream:
+            if path is None:
+                pull(url, stream.name)
+            else:
+                with _translated(url), path.open("rb") as source:
                     copy_file(source.fileno(), stream.fileno())
-                else:
-                    shutil.copyfileobj(source, stream, PIECE)
-            stream.flush()
             if sha256 is not None and sha256_of(stream.fileno()) != sha256:
                 raise DataStagingError(f"{url} is damaged: its content is not what was stored")
         return target
@@ -165,9 +176,6 @@ class Storage:
     def local_path(self, url: str) -> Path | None:
         """Return where a stored file lies on this machine; None when it lies elsewhere."""
         return _file_path(url) if url.startswith("file://") else None
-
-    def _of(self, url: str) -> Any:
-        return self._fs if self._fs is not None else _file_system(url)
 
     def _put(self, path: str, what: str) -> StoredFile | None:
         """Hash and store the file; None when it changed in between, and nothing is stored."""
@@ -190,7 +198,7 @@ class Storage:
                 copy_file(source, aside.fileno())
                 if sha256_of(aside.fileno()) != stored.sha256:
                     return False
-                self._upload(Path(aside.name), stored.url)
+                push(aside.name, stored.url, system=self._fs)
                 return True
         target = self._prepare(f"inputs/{stored.sha256[:2]}/{stored.sha256}")
         try:
@@ -207,8 +215,8 @@ class Storage:
             if self._root is not None:
                 path = self._root / "inputs" / stored.sha256[:2] / stored.sha256
                 return path.stat().st_size == stored.size
-            return bool(self._fs.size(self._fs._strip_protocol(stored.url)) == stored.size)
-        except OSError:
+            return size_of(stored.url, system=self._fs) == stored.size
+        except (OSError, OutputNotAvailable):
             return False
 
     def _prepare(self, key: str) -> Path:
@@ -220,12 +228,6 @@ class Storage:
             root.mkdir(mode=0o700, exist_ok=True)
             target.parent.mkdir(parents=True, exist_ok=True)
         return target
-
-    def _upload(self, path: Path, url: str) -> None:
-        with telling(url):
-            to = self._fs._strip_protocol(url)
-            self._fs.makedirs(self._fs._parent(to), exist_ok=True)
-            self._fs.put_file(str(path), to)
 
 
 def _mark(path: str, found: os.stat_result) -> tuple[Any, ...]:
@@ -239,21 +241,6 @@ def _file_path(url: str) -> Path:
         raise ConfigError(f"{url!r:.200} names another host", hint="file:///absolute/path")
     # Everything after the host is the path; urlsplit cuts at '?' and '#', as_uri() escapes them.
     return Path(unquote(parts.path))
-
-
-def _file_system(url: str) -> Any:
-    import fsspec
-
-    scheme = url.partition("://")[0]
-    try:
-        return fsspec.core.url_to_fs(url)[0]
-    except ImportError as error:
-        raise ConfigError(
-            f"a storage of kind {scheme} needs a package that is not installed: {error}",
-            hint=f"pip install 'remuda[{scheme}]'",
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"storage_url: {error}") from None
 
 
 @contextmanager

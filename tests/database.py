@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -62,16 +63,21 @@ def _fresh(server_url: str, template: str | None) -> Iterator[str]:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
+fresh_database = contextmanager(_fresh)  # of a test's, or a module's, own
+
+
 @pytest.fixture
 def database_url(server_url: str, template: str) -> Iterator[str]:
     """The URL of a database with the schema and nothing in it."""
-    yield from _fresh(server_url, template)
+    with fresh_database(server_url, template) as url:
+        yield url
 
 
 @pytest.fixture
 def empty_database_url(server_url: str) -> Iterator[str]:
     """The URL of a database without a schema."""
-    yield from _fresh(server_url, None)
+    with fresh_database(server_url, None) as url:
+        yield url
 
 
 @pytest.fixture

@@ -5,6 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+DEPENDENCIES = {
+    "7: a job counts its open dependencies": """
+        SELECT j.id, j.unmet FROM jobs j WHERE j.unmet <> (
+          SELECT count(*) FROM dependencies d WHERE d.job_id = j.id AND NOT d.met)""",
+    "7: nothing waits for what is decided": """
+        SELECT d.id, d.job_id FROM dependencies d JOIN jobs j ON j.id = d.job_id
+        LEFT JOIN jobs p ON p.id = d.parent_id LEFT JOIN arrays a ON a.id = d.parent_array_id
+        WHERE NOT d.met AND j.state = 'NEW' AND (p.state = 'TERMINATED' OR remuda_verdict(
+          d.condition, d.quantifier, a.size, a.ended, a.succeeded) IS NOT NULL)""",
+    "7: what a job waited for was met before it was placed": """
+        SELECT id FROM jobs WHERE unmet > 0 AND state <> 'NEW'
+          AND NOT (state = 'TERMINATED' AND epoch = 0)""",
+    "7: arrays count what their jobs are": """
+        SELECT a.id, a.size, a.ended, a.succeeded FROM arrays a
+        WHERE (a.size, a.ended, a.succeeded) <> (
+          SELECT count(*)::int, (count(*) FILTER (WHERE state = 'TERMINATED'))::int,
+                 (count(*) FILTER (WHERE reason = 'OK'))::int
+          FROM jobs WHERE array_id = a.id)""",
+}
+
 INVARIANTS = {
     "1: every job reached its one terminal record, with a reason": """
         SELECT id, state, reason FROM jobs WHERE state <> 'TERMINATED' OR reason IS NULL""",
@@ -33,6 +53,31 @@ INVARIANTS = {
           SELECT vm_id, at, sum(cores) OVER (PARTITION BY vm_id ORDER BY at, cores) AS used FROM edge
         )
         SELECT l.* FROM level l JOIN vms v ON v.id = l.vm_id WHERE l.used > v.slots""",
+    # As slots: what overlaps in time on one VM never holds more than it has.
+    "3: GPUs are never oversubscribed": """
+        WITH edge AS (
+          SELECT vm_id, started_at + interval '50 ms' AS at, gpus FROM attempts
+          WHERE gpus > 0 AND ended_at - interval '50 ms' > started_at + interval '50 ms'
+          UNION ALL
+          SELECT vm_id, ended_at - interval '50 ms', -gpus FROM attempts
+          WHERE gpus > 0 AND ended_at - interval '50 ms' > started_at + interval '50 ms'
+        ), level AS (
+          SELECT vm_id, at, sum(gpus) OVER (PARTITION BY vm_id ORDER BY at, gpus) AS used FROM edge
+        )
+        SELECT l.* FROM level l JOIN vms v ON v.id = l.vm_id WHERE l.used > v.gpus""",
+    "3: a VM that isolates serves one owner (and sandbox), of a single use one job": """
+        WITH served AS (
+          SELECT a.vm_id, j.owner_id, j.sandbox, 'job ' || j.id AS what FROM attempts a
+          JOIN jobs j ON j.id = a.job_id
+          UNION ALL
+          SELECT vm_id, owner_id, sandbox, 'lease ' || id FROM leases WHERE NOT for_jobs
+        )
+        SELECT v.id FROM served s JOIN vms v ON v.id = s.vm_id JOIN pools p ON p.id = v.pool_id
+        WHERE p.isolation <> 'shared' GROUP BY v.id, p.isolation, v.bound_owner_id
+        HAVING count(DISTINCT s.owner_id) > 1
+          OR p.isolation <> 'owner' AND count(DISTINCT s.sandbox) > 1
+          OR p.isolation = 'single_use' AND count(DISTINCT s.what) > 1
+          OR min(s.owner_id) IS DISTINCT FROM v.bound_owner_id""",
     "3: no lease outlives its attempts": """
         SELECT l.id FROM leases l WHERE l.for_jobs AND l.released_at IS NULL AND NOT EXISTS (
           SELECT FROM attempts a WHERE a.lease_id = l.id AND a.state IN ('PLACED','STARTED','EXITED'))""",
@@ -55,6 +100,7 @@ INVARIANTS = {
           SELECT 'vm', id, state FROM vms UNION ALL SELECT 'pool', id, state FROM pools)
         SELECT p.* FROM present p LEFT JOIN last l ON l.kind = p.kind AND l.subject_id = p.id
         WHERE l.to_state IS DISTINCT FROM p.state""",
+    **DEPENDENCIES,
 }
 
 

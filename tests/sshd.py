@@ -31,6 +31,8 @@ class Sshd:
     folder: Path
     user: str
     port: int
+    address: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()  # of the command that starts it, such as `ip netns exec NAME`
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -48,7 +50,7 @@ class Sshd:
 
     def entry(self, **more: Any) -> dict[str, Any]:
         """Return what a pool's settings say of it."""
-        way = {"address": "127.0.0.1", "port": self.port, "user": self.user}
+        way = {"address": self.address, "port": self.port, "user": self.user}
         return {**way, "key_file": str(self.key_file), "host_key": self.host_key, **more}
 
     def prepare(self) -> None:
@@ -67,7 +69,7 @@ class Sshd:
         """Write the configuration; `extra` lines come first, so they win."""
         (self.folder / "config").write_text(
             f"{extra}\n"
-            f"ListenAddress 127.0.0.1\nPort {self.port}\nHostKey {self.folder}/host_key\n"
+            f"ListenAddress {self.address}\nPort {self.port}\nHostKey {self.folder}/host_key\n"
             f"PidFile none\nAuthorizedKeysFile {self.folder}/authorized_keys\nStrictModes no\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n"
             "PermitRootLogin yes\nLogLevel VERBOSE\nPrintMotd no\n"
@@ -80,10 +82,14 @@ class Sshd:
         assert server, "sshd is missing: apt-get install openssh-server"
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        command = [server, "-D", "-e", "-f", str(self.folder / "config")]
+        command = [*self.prefix, server, "-D", "-e", "-f", str(self.folder / "config")]
         owner = pwd.getpwnam(self.user)
         other = owner.pw_uid != os.geteuid()
         as_user: dict[str, Any] = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+        if other and self.prefix:  # what is in front needs root
+            ids = [f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
+            command = [*self.prefix, "setpriv", *ids, *command[len(self.prefix) :]]
+            other = False
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -97,7 +103,7 @@ class Sshd:
         while True:
             assert self.process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+            with contextlib.suppress(OSError), socket.create_connection((self.address, self.port)):
                 return
             time.sleep(0.01)  # between two looks at a condition with a deadline
 
@@ -164,10 +170,12 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_sshd(user: str = "", *, extra: str = "") -> Iterator[Sshd]:
+def running_sshd(
+    user: str = "", *, extra: str = "", address: str = "127.0.0.1", prefix: tuple[str, ...] = ()
+) -> Iterator[Sshd]:
     """Run a server that lets `user` in (default: who runs the tests)."""
     folder = Path(tempfile.mkdtemp(prefix="remuda-sshd-"))
-    server = Sshd(folder, user or me(), free_port())
+    server = Sshd(folder, user or me(), free_port(), address, prefix)
     try:
         server.prepare()
         server.configure(extra)

@@ -10,6 +10,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "Work": {
         "run": Entry("run", "Run one command and wait for it."),
         "job": Entry("app:job", "Submit jobs, look at them, wait for them."),
+        "array": Entry("app:array", "Look at arrays of jobs as wholes, limit or resubmit them."),
         "pool": Entry("app:pool", "Create, change and close pools of VMs."),
         "vm": Entry("app:vm", "Look at VMs, drain or terminate them."),
         "demo": Entry("demo", "Render a picture on an elastic pool, with live progress."),
@@ -33,14 +34,31 @@ SECTIONS: dict[str, dict[str, Entry]] = {
 
 JOB = {
     "submit": Entry("job_submit:submit", "Submit a job, or an array of jobs."),
+    "submit-dag": Entry("job_dag:submit_dag", "Submit jobs that wait for each other, from a file."),
     "list": Entry("job_view:list_jobs", "List jobs, oldest first."),
     "show": Entry("job_view:show", "Show all about one job."),
     "logs": Entry("job_output:logs", "Print a job's stdout or stderr, live with -f."),
+    "peek": Entry("job_live:peek", "Print a file of a job's sandbox, live with -f."),
+    "files": Entry("job_live:files", "List the files in a job's sandbox."),
     "results": Entry("job_output:results", "Copy jobs' results into a folder."),
     "explain": Entry("job_view:explain", "Say why a job is where it is."),
     "wait": Entry("job_wait:wait", "Wait until jobs have ended."),
+    "signal": Entry("job_live:signal", "Send a signal to a running job."),
+    "suspend": Entry("job_live:suspend", "Suspend jobs; `resume` lets them go on."),
+    "resume": Entry("job_live:resume", "Let suspended jobs go on."),
+    "extend": Entry("job_live:extend", "Give a job a longer walltime."),
+    "shell": Entry("job_live:shell", "Open a shell in a job's sandbox, on its VM."),
     "cancel": Entry("job_act:cancel", "Cancel jobs."),
     "retry": Entry("job_act:retry", "Run ended jobs again."),
+}
+
+ARRAY = {
+    "list": Entry("array:list_arrays", "List arrays, oldest first."),
+    "show": Entry("array:show", "Show how far an array is."),
+    "wait": Entry("array:wait", "Wait until all jobs of an array have ended."),
+    "cancel": Entry("array:cancel", "Cancel an array, or some of its indices."),
+    "resubmit": Entry("array:resubmit", "Submit an array's failed jobs again, as a new array."),
+    "limit": Entry("array:limit", "Let at most so many jobs of an array run at once."),
 }
 
 POOL = {
@@ -67,6 +85,9 @@ DB = {
 
 
 job = LazyGroup("job", {"Commands": JOB}, help="Submit jobs, look at them, wait for them.")
+array = LazyGroup(
+    "array", {"Commands": ARRAY}, help="Look at arrays of jobs as wholes, limit or resubmit them."
+)
 pool = LazyGroup("pool", {"Commands": POOL}, help="Create, change and close pools of VMs.")
 vm = LazyGroup("vm", {"Commands": VM}, help="Look at VMs, drain or terminate them.")
 db = LazyGroup("db", {"Commands": DB}, help="Migrate or check the database's schema.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -16,24 +15,25 @@ from remuda.cli.records import find_jobs
 from remuda.cli.types import JOB_IDS
 from remuda.errors import AlreadyExists, JobFailed, OutputNotAvailable
 
-if TYPE_CHECKING:
-    from remuda.client import Client
-
 
 @click.command("logs", cls=Command, short_help="Print a job's stdout or stderr, live with -f.")
 @click.argument("job_id", type=click.IntRange(1), metavar="ID")
 @click.option("-f", "--follow", is_flag=True, help="Print it as it comes, until the job ends.")
+@click.option("--fresh", is_flag=True, help="Only what nobody has read by --fresh yet.")
 @click.option("--stderr", is_flag=True, help="Its stderr instead of its stdout.")
 @click.option(
     "--attempt", type=click.IntRange(1), metavar="N", help="Of its N-th try, not of the last."
 )
-def logs(job_id: int, follow: bool, stderr: bool, attempt: int | None) -> None:
+def logs(job_id: int, follow: bool, fresh: bool, stderr: bool, attempt: int | None) -> None:
     """Print what a job wrote to stdout (or with --stderr, to stderr), byte for byte.
 
-    Ctrl-C ends -f; the job goes on.
+    Ctrl-C ends -f; the job goes on. With --fresh each byte is printed once, whoever asks for it,
+    also while the job runs.
     """
     if follow and attempt is not None:
         raise click.UsageError("--attempt is of the past: it cannot be followed")
+    if fresh and (follow or attempt is not None):
+        raise click.UsageError("--fresh goes with neither --follow nor --attempt")
     stream = "stderr" if stderr else "stdout"
     out = sys.stdout.buffer
     with connect.open_client() as client:
@@ -42,8 +42,11 @@ def logs(job_id: int, follow: bool, stderr: bool, attempt: int | None) -> None:
             for name, data in client.follow(job):
                 if name == stream:
                     write_whole(out, data)
+        elif fresh:
+            write_whole(out, job.fresh_stderr() if stderr else job.fresh_stdout())
         elif attempt is not None:
-            _write_attempt(client, job_id, attempt, stream, out)
+            for data in job.attempt_output(attempt, stream):
+                write_whole(out, data)
         elif not job.done:
             raise OutputNotAvailable(
                 f"job {job_id} is {job.state}", hint=f"`remuda job logs -f {job_id}` follows it"
@@ -88,8 +91,10 @@ def results(
             raise OutputNotAvailable(f"job {early.id} is {early.state}", hint="`remuda job wait`")
         for job in jobs:
             try:
+                urls: dict[str, str] = {}
                 if to is None:
-                    files = job.result().outputs
+                    result = job.result()
+                    files, urls = result.outputs, result.urls
                 else:
                     files = job.results(to / str(job.id) if by_id else to, overwrite=overwrite)
             except AlreadyExists as error:
@@ -98,40 +103,7 @@ def results(
             except JobFailed as error:
                 error.hint = "--to DIR copies what it left"
                 raise
-            for path in files.values():
-                click.echo(path)
-            if not files:
+            for place in (*files.values(), *urls.values()):
+                click.echo(place)
+            if not files and not urls:
                 note(f"job {job.id} left no files")
-
-
-def _write_attempt(client: Client, job_id: int, number: int, stream: str, out: BinaryIO) -> None:
-    history = client.history(job_id)
-    attempts = {attempt["epoch"]: attempt["id"] for attempt in history["attempts"]}
-    if number not in attempts:
-        tries = len(attempts)
-        raise OutputNotAvailable(
-            f"job {job_id} has no attempt {number}",
-            hint=f"it had {tries}" if tries else "it has not been tried yet",
-        )
-    kept = [
-        output
-        for output in history["outputs"]
-        if (output["attempt_id"], output["kind"], output["name"])
-        == (attempts[number], "stream", stream)
-    ]
-    if kept and kept[0]["url"] is not None:
-        from remuda.storage import Storage
-
-        with Storage(client.settings.storage).open(kept[0]["url"]) as file:
-            while piece := file.read(1 << 20):
-                write_whole(out, piece)
-    elif kept:
-        from remuda.cli.health import database
-        from remuda.models.database import transact
-        from remuda.models.outputs import inline_data
-
-        with database(client.settings) as engine:
-            data = transact(
-                engine, lambda c: inline_data(c, attempts[number], kind="stream", name=stream)
-            )
-        write_whole(out, data)

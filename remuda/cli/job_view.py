@@ -54,6 +54,9 @@ _COLUMNS = [
 @click.option("--name", metavar="NAME", help="Only those of this name; * is any text.")
 @click.option("--owner", metavar="OWNER", help="Only those of this owner.")
 @click.option(
+    "--tag", "tags", multiple=True, metavar="TAG", help="Only those with this tag. Repeatable: all."
+)
+@click.option(
     "--limit",
     type=click.IntRange(1),
     default=1000,
@@ -68,6 +71,7 @@ def list_jobs(
     array: int | None,
     name: str | None,
     owner: str | None,
+    tags: tuple[str, ...],
     limit: int,
     as_json: bool,
 ) -> None:
@@ -79,6 +83,7 @@ def list_jobs(
             array=array,
             name=name,
             owner=owner,
+            tags=list(tags) or None,
             limit=limit,
         )
         records = [job_record(job) for job in jobs]
@@ -96,13 +101,14 @@ def show(job_id: int, as_json: bool) -> None:
         record = job_record(client.job(job_id))
         history = client.history(job_id)
     if as_json:
-        parts = {name: history[name] for name in ("spec", "attempts", "outputs", "events")}
+        names = ("spec", "attempts", "outputs", "events", "dependencies")
+        parts = {name: history[name] for name in names}
         print_json([{**record, **parts}])
         return
-    spec, index = history["spec"], record["index"]
+    from remuda.spec_files import filler
 
-    def filled(text: object) -> str:
-        return str(text) if index is None else str(text).replace("{index}", str(index))
+    spec = history["spec"]
+    filled = filler(record["index"], history["job"]["params"])
 
     print_details(
         [
@@ -113,6 +119,7 @@ def show(job_id: int, as_json: bool) -> None:
             ("owner", record["owner"]),
             ("array", record["array"]),
             ("index", record["index"]),
+            ("parameters", history["job"]["params"]),
             ("state", record["state"]),
             ("reason", record["reason"]),
             ("exit code", record["exit_code"]),
@@ -122,16 +129,25 @@ def show(job_id: int, as_json: bool) -> None:
             ("memory", format_size(record["memory_bytes"])),
             ("walltime", format_duration(record["walltime_s"])),
             ("priority", record["priority"] or None),
+            ("GPUs", record["gpus"] or None),
+            ("architecture", record["architecture"]),
+            ("constraints", record["constraints"]),
+            ("sandbox", record["sandbox"] or None),
+            ("tags", record["tags"]),
+            ("to start within", format_duration(record["max_queue_s"])),
             ("environment", sorted(spec["environment"])),
             ("inputs", [filled(item["name"]) for item in spec["inputs"]]),
             ("outputs", [filled(item["name"]) for item in spec["outputs"]]),
             ("output dir", filled(spec["output_dir"] or "")),
+            ("after", [_waited_for(edge, record["state"]) for edge in history["dependencies"]]),
             ("submitted", record["submitted_at"]),
             ("started", record["started_at"]),
             ("ended", record["ended_at"]),
             ("time", format_duration(_took(record))),
             ("CPU", format_duration(_sum(record["user_s"], record["system_s"]))),
-            ("memory used", format_size(record["max_rss_bytes"])),
+            ("memory used", format_size(record["peak_memory_bytes"] or record["max_rss_bytes"])),
+            ("read", format_size(record["io_read_bytes"] or None)),
+            ("written", format_size(record["io_write_bytes"] or None)),
         ]
     )
     _show_history(history)
@@ -174,6 +190,15 @@ def _show_history(history: dict[str, Any]) -> None:
             f"{format_time(event['at'])}  {event['kind']:<7}  "
             f"{event['from_state'] or '-'} → {event['to_state']}"
         )
+
+
+def _waited_for(edge: Any, state: str) -> str:
+    """Return a dependency as `--after` reads it, and whether it is met."""
+    of = f"array:{edge['parent_array_id']}:{edge['quantifier']}"
+    what = of if edge["parent_id"] is None else str(edge["parent_id"])
+    how = "" if edge["condition"] == "success" else f":{edge['condition']}"
+    open_ = "not met" if state == "TERMINATED" else "open"
+    return f"{what}{how} ({'met' if edge['met'] else open_})"
 
 
 def _exit(row: Any) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -82,6 +84,10 @@ def create(
     """
     elastic = elastic_of(options, provider=provider)
     fields = fields_of(options)
+    if hosts is not None and provider != "static":
+        raise click.UsageError(f"--hosts is for --provider static, not {provider[:60]!r}")
+    if hosts is None and provider == "static" and "hosts" not in fields.get("settings", {}):
+        raise click.UsageError("a static pool needs --hosts FILE")
     if hosts is not None:
         fields["settings"] = {**fields.get("settings", {}), "hosts": hosts}
     with connect.open_client() as client:
@@ -146,6 +152,11 @@ def show(name: str, as_json: bool) -> None:
             ("resize period", format_duration(elastic.get("resize_period_s"))),
             ("slots per VM", record["slots_per_vm"]),
             ("memory per VM", format_size(record["memory_bytes_per_vm"])),
+            ("GPUs per VM", record["gpus_per_vm"] or None),
+            ("constants", sorted(record["constants"] or ())),
+            ("preparation", record["preparation"] and shlex.join(record["preparation"])),
+            ("to prepare within", _only_with(record, "preparation", "preparation_timeout_s")),
+            ("retry", _policy(record["retry"])),
             ("heartbeat", format_duration(record["heartbeat_s"])),
             ("stalling interval", format_duration(record["stalling_interval_s"])),
             ("VMs", record["vms_by_state"] or "none"),
@@ -163,8 +174,8 @@ def show(name: str, as_json: bool) -> None:
 def set_(name: str, **options: Any) -> None:
     """Change settings of a pool, all or none.
 
-    What its VMs are like (slots, memory, isolation, provider's settings) can be set only until it
-    is open for jobs; the size at any time.
+    What its VMs are like (slots, memory, GPUs, preparation, isolation, provider's settings) can be
+    set only until it is open for jobs; the size at any time.
     """
     fields = {**fields_of(options), **elastic_changes(options)}
     if not fields:
@@ -213,3 +224,20 @@ def explain(name: str) -> None:
     with connect.open_client() as client:
         for sentence in client.pool(name).explain():
             click.echo(printable(sentence))
+
+
+def _only_with(record: Mapping[str, Any], what: str, seconds: str) -> str:
+    return format_duration(record[seconds]) if record[what] else ""
+
+
+def _policy(retry: Mapping[str, Any] | None) -> str:
+    """Return what a policy says that differs from the defaults."""
+    if retry is None:
+        return ""
+    from remuda.retries import RetryPolicy, retry_row
+
+    usual = retry_row(RetryPolicy()) or {}
+    said = {name: value for name, value in retry.items() if value != usual.get(name)}
+    if "rules" in said:
+        said["rules"] = len(said["rules"])
+    return ", ".join(f"{name}={value}" for name, value in said.items() if value not in (None, 0))

@@ -7,7 +7,14 @@ from typing import Any, TypeVar
 
 import click
 
-from remuda.cli.types import DURATION, DURATION_OR_ZERO, ISOLATIONS, SIZE, JsonValue
+from remuda.cli.types import (
+    DURATION,
+    DURATION_OR_ZERO,
+    ISOLATIONS,
+    SIZE,
+    Assignment,
+    JsonValue,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,6 +25,9 @@ _PERIOD_S = 90.0
 _FIELDS = {
     "slots_per_vm": "slots_per_vm",
     "memory_per_vm": "memory_bytes_per_vm",
+    "gpus_per_vm": "gpus_per_vm",
+    "prepare": "preparation",
+    "prepare_timeout": "preparation_timeout_s",
     "vms": "instance_count",
     "isolation": "isolation",
     "heartbeat": "heartbeat_s",
@@ -45,6 +55,10 @@ def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field: options[name] for name, field in _FIELDS.items() if options[name] is not None}
     if options["tag"]:
         fields["tags"] = list(options["tag"])
+    if options["constant"]:
+        fields["constants"] = dict(options["constant"])
+    if options["retry"]:
+        fields["retry"] = dict(options["retry"])
     if options["setting"]:
         fields["settings"] = dict(options["setting"])
     return fields
@@ -89,6 +103,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="Slots of each VM.  [default: 1]",
     ),
     click.option("--memory-per-vm", type=SIZE, help="Memory jobs on a VM may ask for together."),
+    click.option("--gpus-per-vm", type=_SLOTS, metavar="N", help="GPUs of each VM.  [default: 0]"),
     click.option(
         "--vms", type=_SLOTS, metavar="N", help="VMs of a pool of fixed size.  [default: 1]"
     ),
@@ -118,6 +133,25 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--isolation", type=click.Choice(ISOLATIONS), help="Who may share a VM.  [default: shared]"
+    ),
+    click.option(
+        "--constant",
+        type=Assignment(from_environment=True),
+        multiple=True,
+        metavar="NAME[=VALUE]",
+        help="An environment variable of all its jobs. Repeatable.",
+    ),
+    click.option(
+        "--prepare",
+        metavar="CMD",
+        help="A command each VM runs before it takes jobs: words, no line of a shell.",
+    ),
+    click.option("--prepare-timeout", type=DURATION, help="How long it may take.  [default: 10m]"),
+    click.option(
+        "--retry",
+        type=JsonValue(),
+        multiple=True,
+        help="How its jobs are tried again: max_retries=2, delay_s=10; see docs/retries.md. Repeatable.",
     ),
     click.option("--heartbeat", type=DURATION, help="How often a VM gives a sign of life."),
     click.option("--stalling-interval", type=DURATION, help="A VM silent for so long is replaced."),

@@ -16,7 +16,7 @@ from remuda.cli import connect
 from remuda.cli.base import BROKEN_PIPE, Command, silence_stdout
 from remuda.cli.job_options import job_options, take
 from remuda.cli.output import note, printable, write_whole
-from remuda.errors import RemudaError
+from remuda.errors import NoResources, RemudaError
 
 if TYPE_CHECKING:
     from remuda.client import Client, Job
@@ -67,7 +67,11 @@ def run(ctx: click.Context, /, command: tuple[str, ...], keep: bool, **options: 
         if notice:
             note(notice)
         with _Interrupts(client, keep=keep) as interrupts:
-            job = client.submit(spec, pool=shared.pool)
+            try:
+                job = client.submit(spec, pool=shared.pools)
+            except NoResources as error:
+                error.hint = "`job submit --allow-pending` submits what may fit a VM some day"
+                raise
             interrupts.job_is(job)
             try:
                 pass_on(client, job)
@@ -77,7 +81,7 @@ def run(ctx: click.Context, /, command: tuple[str, ...], keep: bool, **options: 
                 ctx.exit(BROKEN_PIPE)
             job.wait()
             if shared.output_dir is not None:
-                job.results(Path(shared.output_dir), overwrite=True)
+                job.results(Path(shared.output_dir), overwrite=not shared.no_overwrite)
     ctx.exit(exit_code(job, interrupted_by=interrupts.number))
 
 

@@ -37,6 +37,8 @@ _INDICES = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
 F = TypeVar("F", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
+    from remuda.retries import RetryPolicy
+
     _ParamType = click.ParamType[Any, Any]
 else:  # not generic before click 8.4
     _ParamType = click.ParamType
@@ -137,7 +139,8 @@ class Indices(_ParamType):
         for part in text.rstrip(",").split(","):
             match = _INDICES.fullmatch(part.strip())
             if match is None:
-                message = f"{_shown(value)} is neither a count nor indices like 0-99, 1-10:3, 3,5,8"
+                what = _shown(text.rstrip(","))
+                message = f"{what} is neither a count nor indices like 0-99, 1-10:3, 3,5,8"
                 self.fail(message, param, ctx)
             first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
             if last < first or step < 1 or len(found) + (last - first) // step >= MAX_IDS:
@@ -146,6 +149,38 @@ class Indices(_ParamType):
         if len(set(found)) != len(found):
             self.fail(f"{_shown(value)} names an index twice", param, ctx)
         return found
+
+
+class IndexList(Indices):
+    """Some indices of an array: `7`, `0-99`, `1-10:3`, `3,5,8`; here a number is an index."""
+
+    name = "indices"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
+        """Return the indices in the order given."""
+        if isinstance(value, list):
+            return value
+        found = super().convert(f"{str(value).strip().rstrip(',')},", param, ctx)
+        return found if isinstance(found, list) else [found]
+
+
+class ArrayPart(_ParamType):
+    """An array, `12`, or some of its indices, `12:0-49`."""
+
+    name = "array[:indices]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, list[int] | None]:
+        """Return the array's id, and the indices or None."""
+        if isinstance(value, tuple):
+            return value
+        number, colon, indices = str(value).strip().partition(":")
+        if not (number.isascii() and number.isdigit() and len(number) < 19 and int(number)):
+            self.fail(f"{_shown(value)} is not an array's id, or ID:INDICES", param, ctx)
+        return int(number), IndexList().convert(indices, param, ctx) if colon else None
 
 
 class Assignment(_ParamType):
@@ -174,7 +209,10 @@ class Assignment(_ParamType):
 
 
 class Input(_ParamType):
-    """An input file: `PATH`, kept under its own name, or `NAME=PATH`: then it is called NAME."""
+    """An input: `PATH`, kept under its own name, or `NAME=PATH`: then it is called NAME.
+
+    PATH: a file, a directory, a pattern or a URL.
+    """
 
     name = "[name=]path"
 
@@ -190,6 +228,25 @@ class Input(_ParamType):
         if not name or not path:
             self.fail(f"{_shown(value)} is neither PATH nor NAME=PATH", param, ctx)
         return name, path
+
+
+class Output(_ParamType):
+    """An output: `NAME`, or `NAME=PLACE`: then that is where it goes, under the output folder."""
+
+    name = "name[=place]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | tuple[str, str]:
+        """Return the name, or the pair of name and place."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, place = value.partition("=")
+        if not equals:
+            return str(value)
+        if not name or not place:
+            self.fail(f"{_shown(value)} is neither NAME nor NAME=PLACE", param, ctx)
+        return name, place
 
 
 class JsonValue(_ParamType):
@@ -212,6 +269,52 @@ class JsonValue(_ParamType):
             return key, json.loads(given)
         except ValueError:
             return key, given
+
+
+class Policy(_ParamType):
+    """A retry policy: a JSON file of its fields, or the JSON object itself; read and checked."""
+
+    name = "file|json"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> RetryPolicy:
+        """Return the policy."""
+        from remuda.errors import BadInput
+        from remuda.retries import RetryPolicy, retry_of
+
+        if isinstance(value, RetryPolicy):
+            return value
+        inline = str(value).lstrip().startswith("{")
+        what = "" if inline else f"{_shown(value)}: "
+        try:
+            if inline:
+                text = str(value)
+            else:
+                with open(value, encoding="utf-8") as file:
+                    text = file.read()
+            return retry_of(json_of(text))
+        except OSError as error:
+            self.fail(f"{what}{error.strerror or error}", param, ctx)
+        except BadInput as error:
+            hint = f" ({error.hint})" if error.hint else ""
+            self.fail(f"{what}{error.message}{hint}", param, ctx)
+        except (ValueError, RecursionError) as error:
+            self.fail(f"{what}it is not JSON: {error}", param, ctx)
+
+
+def json_of(text: str) -> Any:
+    """Return what JSON text says; raises ValueError, also for a key that is there twice."""
+    import json
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1)
+            raise ValueError(f"{_shown(twice)} is there twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=unique)
 
 
 def json_option(function: F) -> F:

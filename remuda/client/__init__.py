@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from remuda.client.arrays import Array
     from remuda.client.client import Client
     from remuda.client.jobs import Job
     from remuda.client.leases import Lease, LeasedVm
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from remuda.client.results import Result, Usage
     from remuda.client.vms import VmInfo
 
-__all__ = ["Client", "Job", "Lease", "LeasedVm", "Pool", "Result", "Usage", "VmInfo"]
+__all__ = ["Array", "Client", "Job", "Lease", "LeasedVm", "Pool", "Result", "Usage", "VmInfo"]
 
 _HOME_OF = {
+    "Array": "arrays",
     "Client": "client",
     "Job": "jobs",
     "Lease": "leases",

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from remuda.checks import seconds, shown, whole
-from remuda.client import completion, explaining, leases, pool_settings, submitting
+from remuda.checks import shown, whole
+from remuda.client import (
+    cancelling,
+    completion,
+    explaining,
+    fitting,
+    live,
+    pool_settings,
+    submitting,
+)
+from remuda.client import parameters as parameter_rows
+from remuda.client.arrays import Array, limit_of
 from remuda.client.context import Context
 from remuda.client.jobs import Job
-from remuda.client.pools import Pool, create, default_pool, pool_row
-from remuda.client.vms import VmInfo, vm_info
+from remuda.client.machines import Machines
+from remuda.client.pools import Pool, Pools, create, pool_rows
 from remuda.config import Settings, load_settings
-from remuda.errors import BadInput, Refused
-from remuda.models import query, requests
-from remuda.models.cancel import request_cancel
-from remuda.models.states import OPEN_POOL, PoolState
+from remuda.constraints import tags_of
+from remuda.errors import BadInput, Refused, UnknownArray
+from remuda.models import arrays as array_models
+from remuda.models import explanation, query, requests
+from remuda.models.states import PoolState
 from remuda.spec import JobSpec
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-_MAX_TTL_S = 7 * 86_400
+    from remuda.retries import RetryPolicy
 
 
-class Client:
+class Client(Machines):
     """Remuda from Python; thread-safe. As a context manager it closes its connections at the end.
 
     Without settings those of the environment hold; if no database is configured, the embedded
@@ -53,18 +65,25 @@ class Client:
         image: str = "default",
         slots_per_vm: int = 1,
         memory_bytes_per_vm: int | None = None,
+        gpus_per_vm: int = 0,
         instance_count: int = 1,
         settings: Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         isolation: str = "shared",
+        constants: Mapping[str, str] | None = None,
+        preparation: Sequence[str] | str | None = None,
+        preparation_timeout_s: float | None = None,
+        retry: RetryPolicy | Mapping[str, Any] | None = None,
         heartbeat_s: float | None = None,
         stalling_interval_s: float | None = None,
     ) -> Pool:
         """Make a pool, UNSUBMITTED: it takes jobs, and makes VMs once it is submitted.
 
-        `instance_count` VMs are kept unless `setup_elastic` is called. A VM silent for
-        `stalling_interval_s` (None: six heartbeats) is replaced and its jobs run again. Raises
-        BadInput, AlreadyExists.
+        `constants`: environment of all its jobs. `preparation`: a command each VM runs before it
+        takes jobs. `retry`: the policy of jobs that bring none. `isolation`: see
+        docs/requirements.md. `instance_count` VMs are kept unless `setup_elastic` is called. A VM
+        silent for `stalling_interval_s` (None: six heartbeats) is replaced and its jobs run again.
+        Raises BadInput, AlreadyExists.
         """
         if heartbeat_s is not None and stalling_interval_s is None:
             stalling_interval_s = (
@@ -73,10 +92,15 @@ class Client:
         given = {
             "slots_per_vm": slots_per_vm,
             "memory_bytes_per_vm": memory_bytes_per_vm,
+            "gpus_per_vm": gpus_per_vm,
             "instance_count": instance_count,
             "settings": dict(settings) if settings else {},
             "tags": list(tags) if not isinstance(tags, str) else tags,
             "isolation": isolation,
+            "constants": constants,
+            "preparation": preparation,
+            "preparation_timeout_s": preparation_timeout_s,
+            "retry": retry,
             "heartbeat_s": heartbeat_s,
             "stalling_interval_s": stalling_interval_s,
         }
@@ -108,14 +132,15 @@ class Client:
         self,
         spec: JobSpec,
         *,
-        pool: Pool | str | None = None,
+        pool: Pools | None = None,
         session: Session | Connection | None = None,
         allow_pending: bool = False,
     ) -> Job:
         """Submit a job (None: to the pool `default`, made when it is missing) and return it.
 
+        Of several pools it goes to the first, in their order, that has room for it.
         With `session` it goes into that open transaction: rolled back or visible with it. Raises
-        NoResources when it could never run there (unless `allow_pending`), Refused when the pool
+        NoResources when it could never run in any (unless `allow_pending`), Refused when the pool
         has ended, DataStagingError when an input is missing, DatabaseUnavailable.
         """
         return self._submitter(pool, session, allow_pending).one(spec)
@@ -124,7 +149,7 @@ class Client:
         self,
         specs: Iterable[JobSpec],
         *,
-        pool: Pool | str | None = None,
+        pool: Pools | None = None,
         name: str = "",
         session: Session | Connection | None = None,
         allow_pending: bool = False,
@@ -135,19 +160,49 @@ class Client:
     def submit_array(
         self,
         spec: JobSpec,
-        count_or_indices: int | Iterable[int | str],
+        count_or_indices: int | Iterable[int | str] | None = None,
         *,
-        pool: Pool | str | None = None,
+        rows: Iterable[Mapping[str, Any]] | str | os.PathLike[str] | None = None,
+        parameters: Mapping[str, Iterable[Any]] | None = None,
+        csv: str | os.PathLike[str] | None = None,
+        pool: Pools | None = None,
         name: str = "",
+        max_running: int | None = None,
         session: Session | Connection | None = None,
         allow_pending: bool = False,
     ) -> list[Job]:
-        """Submit a job for each index (a count: from 0), all or none.
+        """Submit a job for each index (a count: from 0) or row of parameters, all or none.
 
-        `{index}` is filled in in the command, the name, the files and `output_dir`.
+        `rows`: mappings, or a .csv or .jsonl file of them; `parameters`: lists by name, every
+        combination of which is a row. `{index}` and each `{name}` are filled in everywhere.
+        `max_running`: how many of the jobs may be on machines at once.
         """
-        indices = submitting.indices_of(count_or_indices)
-        return self._submitter(pool, session, allow_pending).array(spec, indices, name=name)
+        found = parameter_rows.source(rows, parameters, csv)
+        most = limit_of(max_running)
+        submitter = self._submitter(pool, session, allow_pending, max_running=most)
+        if found is not None and count_or_indices is None:
+            return submitter.rows(spec, found, name=name)
+        if found is not None or count_or_indices is None:
+            raise BadInput("an array has a count or indices, or else rows of parameters")
+        return submitter.array(spec, submitting.indices_of(count_or_indices), name=name)
+
+    def array(self, array: int | Job) -> Array:
+        """Return the array of that id, or the one a job belongs to; raises UnknownArray."""
+        number = array.info()["array_id"] if isinstance(array, Job) else array
+        if number is None:
+            raise UnknownArray("the job belongs to no array")
+        found = Array(self._context, whole("an array's id", number, least=1, most=2**63 - 1))
+        found.info()
+        return found
+
+    def arrays(
+        self, *, owner: str | None = None, live: bool = False, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """Return the newest arrays' `info()`, oldest first; if `live` those that have not ended."""
+        whole("limit", limit, least=1, most=2**31)
+        return self._context.read(
+            lambda c: array_models.listing(c, owner=owner, live=live, limit=limit)
+        )
 
     def job(self, job_id: int) -> Job:
         """Return the job; raises UnknownJob."""
@@ -163,13 +218,16 @@ class Client:
         name: str | None = None,
         ids: Sequence[int] | None = None,
         owner: str | None = None,
+        tags: Sequence[str] | None = None,
         limit: int | None = 1000,
     ) -> list[Job]:
         """Return the jobs that meet every filter, oldest first; of more, the newest `limit`.
 
-        `name` may hold `*`. Raises BadInput for an unknown state, UnknownPool.
+        `name` may hold `*`; `tags`: those that have all of them. Raises BadInput for an unknown
+        state, UnknownPool.
         """
         pool_id = self._pool_id(pool)
+        wanted = tags_of(tags) if tags is not None else None
         if limit is not None:
             whole("limit", limit, least=0, most=2**31)
         found = self._context.read(
@@ -181,6 +239,7 @@ class Client:
                 array_id=array,
                 name=name,
                 owner=owner,
+                tags=wanted,
                 limit=limit,
             )
         )
@@ -197,14 +256,37 @@ class Client:
         """
         return completion.as_completed(self._context, _jobs(jobs), timeout_s=timeout_s)
 
-    def cancel(self, jobs: Job | Iterable[Job]) -> int:
-        """Have jobs ended, running ones killed; return how many had not ended before."""
-        found = _jobs(jobs)
-        ids = [job.id for job in found]
-        touched = self._context.commit(lambda c: request_cancel(c, ids)) if ids else []
-        for job in found:
-            job.forget()
-        return len(touched)
+    def cancel(
+        self,
+        jobs: Job | int | Iterable[Job | int] | None = None,
+        *,
+        dry_run: bool = False,
+        pool: Pool | str | None = None,
+        **filters: Any,
+    ) -> int:
+        """Have jobs ended, running ones killed; return how many had not ended before.
+
+        Instead of jobs or ids: `pool`, `array` (its `indices`), `states`, `name` (may hold `*`),
+        `tag`, `owner`: all jobs that meet every filter given. `dry_run`: only count these.
+        """
+        if jobs is not None:
+            if pool is not None or filters or dry_run:
+                raise BadInput("cancel takes jobs or filters, not both")
+            return cancelling.cancel_these(self._context, jobs)
+        chosen = cancelling.filters_of(pool_id=self._pool_id(pool), **filters)
+        act = cancelling.count_all if dry_run else cancelling.cancel_all
+        return act(self._context, chosen)
+
+    def suspend(self, jobs: Job | Iterable[Job]) -> int:
+        """Suspend jobs as `Job.suspend` does; those that have ended are left as they are.
+
+        Returns how many it did; raises what kept it from the first other one, the rest done.
+        """
+        return self._toggled(live.suspend, jobs)
+
+    def resume(self, jobs: Job | Iterable[Job]) -> int:
+        """Let suspended jobs go on as `Job.resume` does; see `suspend`."""
+        return self._toggled(live.resume, jobs)
 
     def retry(self, job: Job | int, *, pool: Pool | str | None = None) -> Job:
         """Submit a job once more, as a new job of the same spec, in its pool or another.
@@ -225,9 +307,11 @@ class Client:
     def explain(self, job: Job | int) -> list[str]:
         """Tell in sentences why the job is where it is, and what it waits for."""
         job_id = job.id if isinstance(job, Job) else job
-        facts = self._context.read(lambda c: query.explain_facts(c, job_id))
-        memory = submitting.machine_memory(self._context, facts["pool"])
-        return explaining.explain_job({**facts, "memory_bytes": memory})
+        facts = self._context.read(lambda c: explanation.explain_facts(c, job_id))
+        for pool in facts["pools"]:
+            pool["memory_bytes"] = fitting.machine_memory(self._context, pool["pool"])
+            pool["here"] = fitting.architecture_here(self._context, pool["pool"])
+        return explaining.explain_job(facts)
 
     def history(self, job: Job | int) -> dict[str, Any]:
         """Return all that is known of a job: job, spec, attempts, outputs, events."""
@@ -246,77 +330,6 @@ class Client:
         pool_id = self._pool_id(pool)
         return self._context.read(lambda c: query.reasons(c, pool_id=pool_id, array_id=array))
 
-    # VMs
-
-    def vms(
-        self,
-        *,
-        pool: Pool | str | None = None,
-        state: str | Sequence[str] | None = None,
-        all: bool = False,
-    ) -> list[VmInfo]:
-        """Return the VMs that meet every filter; gone ones (HALTED) only if `all` or asked for."""
-        pool_id = self._pool_id(pool)
-        found = self._context.read(
-            lambda c: query.vms(c, pool_id=pool_id, states=state, halted=all)
-        )
-        return [vm_info(row) for row in found]
-
-    def vm(self, vm_id: int) -> VmInfo:
-        """Return one VM; raises InstanceNotFound."""
-        return vm_info(self._context.read(lambda c: query.vm(c, vm_id)))
-
-    def drain_vm(self, vm_id: int) -> None:
-        """Have a VM take no new work and stop when the old is done.
-
-        Raises InstanceNotFound, IllegalTransition when it is stopping already.
-        """
-        self._context.commit(lambda c: requests.drain_vm(c, vm_id))
-
-    def terminate_vm(self, vm_id: int, *, now: bool = False) -> bool:
-        """Have a VM removed when its work is done, or `now`: its jobs then run again elsewhere.
-
-        Returns whether it goes at once. Raises InstanceNotFound, IllegalTransition.
-        """
-        return self._context.commit(lambda c: requests.stop_vm(c, vm_id, now=now))
-
-    def acquire(
-        self,
-        *,
-        pools: Sequence[Pool | str],
-        owner: str | None = None,
-        sandbox: str = "",
-        slots: int = 1,
-        ttl_s: float = 900,
-        timeout: float | None = None,
-    ) -> leases.Lease:
-        """Lease `slots` of a VM without a job, from the first of the pools that has one free.
-
-        It renews itself until released; without that it ends after `ttl_s`. `timeout`: how long to
-        wait, in seconds, the pools growing meanwhile; None: not at all. Raises NoVmAvailable,
-        UnknownPool, Refused when a pool is not open.
-        """
-        if isinstance(pools, (str, Pool)) or not pools:
-            raise BadInput("pools must be a list of at least one pool")
-        rows = [self._pool_row(pool) for pool in pools]
-        whole("slots", slots, least=1, most=100_000)
-        for row in rows:
-            if row["state"] not in (*OPEN_POOL, PoolState.FAILURE):
-                raise Refused(f"pool {row['name']} is {row['state']}", hint="submit it first")
-        if all(slots > row["slots_per_vm"] for row in rows):
-            raise BadInput(f"no VM of these pools has {slots} slots (slots_per_vm)")
-        return leases.acquire(
-            self._context,
-            pool_ids=[row["id"] for row in rows],
-            owner=owner or self._context.owner,
-            sandbox=sandbox,
-            slots=slots,
-            ttl_s=seconds("ttl_s", ttl_s, most=_MAX_TTL_S),
-            timeout_s=None
-            if timeout is None
-            else seconds("timeout", timeout, most=_MAX_TTL_S, zero=True),
-        )
-
     def close(self) -> None:
         """Close the connections; jobs, pools and the embedded default go on."""
         self._context.close()
@@ -328,20 +341,30 @@ class Client:
         self.close()
 
     def _submitter(
-        self, pool: Pool | str | None, session: Session | Connection | None, allow_pending: bool
+        self,
+        pool: Pools | None,
+        session: Session | Connection | None,
+        allow_pending: bool,
+        *,
+        max_running: int | None = None,
     ) -> submitting.Submitter:
-        row = default_pool(self._context) if pool is None else self._pool_row(pool)
         return submitting.Submitter(
-            self._context, row, session=session, allow_pending=allow_pending
+            self._context,
+            pool_rows(self._context, pool),
+            session=session,
+            allow_pending=allow_pending,
+            max_running=max_running,
         )
 
-    def _pool_row(self, pool: Pool | str) -> Mapping[str, Any]:
-        return pool_row(self._context, pool)
-
-    def _pool_id(self, pool: Pool | str | None) -> int | None:
-        if pool is None or isinstance(pool, Pool):
-            return pool.id if pool is not None else None
-        return int(self._pool_row(pool)["id"])
+    def _toggled(self, change: live.Toggle, jobs: Job | Iterable[Job]) -> int:
+        found = _jobs(jobs)
+        outcomes = change(self._context, [job.id for job in found]) if found else {}
+        for job in found:
+            job.forget()
+        for error in outcomes.values():
+            if error is not None and not isinstance(error, Refused):
+                raise error
+        return sum(error is None for error in outcomes.values())
 
 
 def _jobs(jobs: Job | Iterable[Job]) -> list[Job]:

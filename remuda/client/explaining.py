@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from remuda.client.fitting import never_fits
 from remuda.client.results import ending
 
 
 def explain_job(facts: Mapping[str, Any]) -> list[str]:
-    """Return sentences from `remuda.models.query.explain_facts`."""
+    """Return sentences from `remuda.models.explanation.explain_facts`."""
     job, pool = facts["job"], facts["pool"]
     state = job["state"]
     if state == "TERMINATED":
@@ -36,32 +37,6 @@ def explain_job(facts: Mapping[str, Any]) -> list[str]:
     if state == "NEW" and pool["message"]:
         said.append(f"The pool says: {pool['message']}")
     return said
-
-
-def never_fits(
-    job: Mapping[str, Any], pool: Mapping[str, Any], *, memory_bytes: int | None
-) -> str | None:
-    """Return which limit of the pool the job can never meet; None if it fits.
-
-    `memory_bytes`: what a VM has when the pool doesn't say.
-    """
-    cores, memory = job["cores"], job["memory_bytes"]
-    name, slots = pool["name"], pool["slots_per_vm"]
-    if cores > slots:
-        return f"it asks for {cores} cores, a VM of pool {name} has {slots} (slots_per_vm)"
-    limit = pool["memory_bytes_per_vm"] or memory_bytes
-    if memory is not None and limit is not None and memory > limit:
-        return (
-            f"it asks for {memory} bytes of memory, a VM of pool {name} has {limit} "
-            "(memory_bytes_per_vm)"
-        )
-    if pool["is_elastic"]:
-        most, which = pool["elastic_maximum_slots"], "maximum_total_slots"
-    else:
-        most, which = pool["instance_count"] * slots, "instance_count"
-    if cores > most:
-        return f"it asks for {cores} cores, pool {name} may have at most {most} slots ({which})"
-    return None
 
 
 def explain_pool(pool: Mapping[str, Any]) -> list[str]:
@@ -96,23 +71,91 @@ def explain_pool(pool: Mapping[str, Any]) -> list[str]:
 
 
 def _waiting(facts: Mapping[str, Any]) -> list[str]:
-    job, pool = facts["job"], facts["pool"]
+    """Tell what it waits for: itself first, then each pool it may go to."""
+    job = facts["job"]
+    said = []
+    if job["unmet"]:
+        said += _dependencies(facts)
+    if job["held"]:
+        said.append("It is held: it was suspended before it was placed; `resume` lets it go on.")
+    if facts["waits_s"]:
+        said.append(f"Its next attempt is due in {facts['waits_s']:.0f} s.")
+    array = facts["array"]
+    if array is not None and array["live"] >= array["max_running"]:
+        said.append(
+            f"Array {job['array_id']} has {array['live']} jobs on machines, as many as it may "
+            f"(max_running {array['max_running']}); it waits for one of them to end."
+        )
+    if facts["deadline_s"] is not None:
+        left = facts["deadline_s"]
+        said.append(
+            f"It is ended (QUEUE_TIMEOUT) unless it starts in {max(0, left):.0f} s (max_queue_s)."
+        )
+    pools = facts["pools"]
+    if len(pools) > 1:
+        names = ", ".join(pool["pool"]["name"] for pool in pools)
+        said.append(f"It goes to the first of {names} that has room for it.")
+    for pool in pools:
+        said += _in_pool(job, pool)
+    return said
+
+
+def _dependencies(facts: Mapping[str, Any]) -> list[str]:
+    how = {"success": "succeed", "failure": "fail", "end": "end"}
+    said = []
+    for parent in facts["parents"]:
+        if parent["parent_id"] is not None:
+            name = f" {parent['name']!r}" if parent["name"] else ""
+            who = f"job {parent['parent_id']}{name}, which is {parent['state']}"
+        else:
+            which = "all jobs" if parent["quantifier"] == "all" else "any job"
+            who = (
+                f"{which} of array {parent['parent_array_id']}, of which "
+                f"{parent['ended']} of {parent['size']} have ended"
+            )
+        said.append(f"It waits for {who}, to {how[parent['condition']]}.")
+    more = facts["job"]["unmet"] - len(said)
+    return said + ([f"It waits for {more} more."] if more > 0 and said else [])
+
+
+def _in_pool(job: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    pool = facts["pool"]
     name, state = pool["name"], pool["state"]
     if state == "UNSUBMITTED":
         return [f"It waits: pool {name} is not submitted yet."]
     if state in ("CLOSING", "CLOSED", "PENDING_DELETE"):
         return [f"Pool {name} is {state}; the job will be cancelled."]
-    limit = never_fits(job, pool, memory_bytes=facts.get("memory_bytes"))
+    limit = never_fits(
+        job,
+        pool,
+        memory_bytes=facts.get("memory_bytes"),
+        kinds=facts["kinds"],
+        here=facts.get("here"),
+    )
     if limit is not None:
         return [f"It can never run as things are: {limit}."]
-    said = [f"It waits; {facts['queue_before']} jobs of pool {name} go before it."]
-    if facts["waits_s"]:
-        said.append(f"Its next attempt is due in {facts['waits_s']:.0f} s.")
+    said = []
+    if not job["unmet"] and not job["held"]:
+        before = facts["queue_before"]
+        ahead = (
+            f"{_count(before, 'job')} of pool {name} {'goes' if before == 1 else 'go'} before it"
+        )
+        said.append(f"It waits; {ahead}.")
     vms = ", ".join(f"{count} {state}" for state, count in facts["vms"].items()) or "none"
     said.append(
-        f"It needs {job['cores']} slots on one VM; the freest has {facts['most_free_slots']}. "
+        f"It needs {_count(job['cores'], 'slot')} on one VM; the freest has {facts['most_free_slots']}. "
         f"VMs of the pool: {vms}."
     )
+    if facts["foreign"]:
+        said.append(
+            f"{_count(facts['foreign'], 'VM')} of pool {name} bound to others (isolation "
+            f"{pool['isolation']}) will never take it."
+        )
+    if job["gpus"]:
+        said.append(
+            f"It needs {_count(job['gpus'], 'free GPU')} there; {facts['most_free_gpus']} are free."
+        )
+    said += [f"VM {vm} is not for it: {'; '.join(lacks)}." for vm, lacks in facts["lacks"]]
     if facts["paused_s"]:
         said.append(f"Launches failed; the pool tries again in {facts['paused_s']:.0f} s.")
     elif state == "FAILURE":
@@ -121,3 +164,7 @@ def _waiting(facts: Mapping[str, Any]) -> list[str]:
     if decision:
         said.append(f"The pool's last decision: {decision['reason']}")
     return said
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

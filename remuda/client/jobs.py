@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remuda.client import completion, following
+from remuda.client.live import LiveJob
 from remuda.client.results import FinalRecord, Result
 from remuda.errors import OutputNotAvailable
 from remuda.models import query
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _FRESH_S = 0.25  # a row is not read again sooner
 
 
-class Job:
+class Job(LiveJob):
     """One job; what it tells is at most a quarter of a second old, and final once it has ended."""
 
     __slots__ = ("_context", "_read_at", "_record", "_result", "_row", "_transaction", "id")

@@ -10,7 +10,8 @@ from typing import Any
 from remuda.checks import seconds, shown, whole
 from remuda.errors import BadInput
 from remuda.models.pool_life import SETTABLE
-from remuda.spec import MAX_MEMORY_BYTES
+from remuda.retries import retry_of, retry_row
+from remuda.spec import MAX_GPUS, MAX_MEMORY_BYTES, JobSpec
 
 MAX_SLOTS = 1_000_000
 _YEAR_S = 31_536_000
@@ -116,6 +117,24 @@ def _mapping(what: str, value: Any) -> dict[str, Any]:
     return dict(_plain(what, dict(value)))
 
 
+def _command(what: str, value: Any) -> list[str] | None:
+    """Check a command as that of a job is."""
+    if value is None:
+        return None
+    try:
+        return list(_plain(what, list(JobSpec(value).words)))
+    except BadInput as error:
+        raise BadInput(f"{what}: {error}") from None
+
+
+def _constants(what: str, value: Any) -> dict[str, str]:
+    """Check an environment as that of a job is."""
+    try:
+        return dict(_plain(what, dict(JobSpec(["x"], environment=value).environment or {})))
+    except BadInput as error:
+        raise BadInput(f"{what}: {error}") from None
+
+
 def _words(what: str, value: Any) -> list[str]:
     words = list(value) if isinstance(value, (list, tuple, set, frozenset)) else None
     if words is None or not all(isinstance(word, str) for word in words):
@@ -140,6 +159,11 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "isolation": _isolation,
     "slots_per_vm": _slots(1, 100_000),
     "memory_bytes_per_vm": _memory,
+    "gpus_per_vm": _slots(0, MAX_GPUS),
+    "constants": _constants,
+    "preparation": _command,
+    "preparation_timeout_s": lambda what, v: seconds(what, v, most=86_400),
+    "retry": lambda what, v: None if v is None else retry_row(retry_of(v)),
     "instance_count": _slots(0, 100_000),
     "is_elastic": _flag,
     "elastic_minimum_slots": _slots(0, MAX_SLOTS),

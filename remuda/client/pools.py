@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from remuda.checks import shown
 from remuda.client import pool_settings
@@ -18,7 +18,7 @@ from remuda.errors import (
     UnknownPool,
     WaitTimeout,
 )
-from remuda.hosts import hosts_of
+from remuda.hosts import hosts_of, slurm_of
 from remuda.models import pool_life, query, requests
 from remuda.models.database import WAKE_CHANNEL, Listener
 from remuda.models.states import OPEN_POOL, PoolState
@@ -70,6 +70,21 @@ class Pool:
     def memory_bytes_per_vm(self) -> int | None:
         """How much memory the jobs on a VM may ask for together; None: all it has."""
         return self._get("memory_bytes_per_vm")  # type: ignore[no-any-return]
+
+    @property
+    def gpus_per_vm(self) -> int:
+        """How many GPUs each VM has."""
+        return int(self._get("gpus_per_vm"))
+
+    @property
+    def isolation(self) -> str:
+        """Who may share a VM: shared, owner, sandbox or single_use."""
+        return str(self._get("isolation"))
+
+    @property
+    def constants(self) -> dict[str, str]:
+        """The environment of all its jobs."""
+        return dict(self._get("constants"))
 
     @property
     def is_elastic(self) -> bool:
@@ -162,8 +177,8 @@ class Pool:
     def set(self, **fields: Any) -> None:
         """Change settings, all or none; raises BadInput for wrong ones, Refused for late ones."""
         checked = pool_settings.checked(fields)
-        if self.provider == "static" and "settings" in checked:
-            hosts_of(checked["settings"])
+        if "settings" in checked:
+            _check_settings(self.provider, checked["settings"])
         self._change(checked)
 
     def submit(self) -> Pool:
@@ -229,6 +244,9 @@ class Pool:
         return f"<Pool {self.name!r} {self._row['state']}>"
 
 
+Pools: TypeAlias = Pool | str | Sequence[Pool | str]  # several: in order of preference
+
+
 def create(
     context: Context,
     name: str,
@@ -240,8 +258,7 @@ def create(
 ) -> Pool:
     """Insert a pool with checked `fields` and return it; raises BadInput, AlreadyExists."""
     pool_settings.pool_name(name)
-    if provider == "static":
-        hosts_of(fields.get("settings", {}))
+    _check_settings(provider, fields.get("settings", {}))
     kinds = {
         "provider": pool_settings.kind("provider", provider),
         "backend": pool_settings.kind("backend", backend or _BACKENDS.get(provider, provider)),
@@ -291,6 +308,26 @@ def pool_row(context: Context, pool: Pool | str) -> Mapping[str, Any]:
     if not isinstance(pool, str):
         raise BadInput(f"a pool is given by its name or as a Pool, not {shown(pool)}")
     return context.read(lambda c: pool_life.find_pool(c, pool))
+
+
+def pool_rows(context: Context, pool: Pools | None) -> list[Mapping[str, Any]]:
+    """Return the rows of a pool or of several, in order, each once; of none: the default's."""
+    if pool is None:
+        return [default_pool(context)]
+    if isinstance(pool, (str, Pool)) or not isinstance(pool, Iterable):
+        return [pool_row(context, pool)]
+    found = {row["id"]: row for row in (pool_row(context, one) for one in pool)}
+    if not found:
+        raise BadInput("the list of pools is empty", hint="None is the pool `default`")
+    return list(found.values())
+
+
+def _check_settings(provider: str, settings: Mapping[str, Any]) -> None:
+    """Refuse what is wrong with the settings of a provider of Remuda's own; raises BadInput."""
+    if provider == "static":
+        hosts_of(settings)
+    elif provider == "local":
+        slurm_of(settings)
 
 
 def _id_of_default(connection: Connection) -> int:

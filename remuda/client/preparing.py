@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from remuda.models.submit import NewJob, NewSpec
-from remuda.retries import retry_row
-from remuda.spec import INDEX, JobSpec
+from remuda.client.inputs import InputFinder
+from remuda.models.submit import NewJob, NewSpec, new_job
+from remuda.spec import JobSpec
+from remuda.spec_files import output_row
 from remuda.storage import Storage
 
 CHUNK = 5000
@@ -27,9 +28,9 @@ class Preparer:
     def __init__(self, storage: Storage, *, output_limit_bytes: int) -> None:
         """Relative paths are those of the working directory now."""
         self._last: tuple[JobSpec, NewSpec] | None = None
-        self._storage = storage
         self._limit = output_limit_bytes
         self._here = os.getcwd()
+        self._inputs = InputFinder(storage, self._here)
 
     def spec(self, spec: JobSpec) -> NewSpec:
         """Store the inputs and return the row; raises DataStagingError naming a missing one.
@@ -41,32 +42,18 @@ class Preparer:
         row = NewSpec(
             command=list(spec.words),
             environment=dict(spec.environment or {}),
-            inputs=[self._input(file.local, file.name) for file in spec.input_files],
-            outputs=[
-                {"name": file.name, "optional": file.optional}
-                | ({"local": file.local} if file.local != file.name else {})
-                for file in spec.output_files
-            ],
+            inputs=self._inputs.rows(spec.input_files) if spec.input_files else [],
+            outputs=[output_row(file) for file in spec.output_files],
             output_dir=self._path(os.fspath(spec.output_dir)) if spec.output_dir else None,
             overwrite=spec.overwrite,
             workdir=spec.workdir,
             prologue=_words(spec.prologue),
             epilogue=_words(spec.epilogue),
             join_output=spec.join_output,
-            output_limit_bytes=self._limit,
+            output_limit_bytes=spec.output_limit_bytes or self._limit,
         )
         self._last = (spec, row)
         return row
-
-    def _input(self, local: str, name: str) -> dict[str, Any]:
-        stored = self._storage.put_file(self._path(local), name=local)
-        return {
-            "name": name,
-            "url": stored.url,
-            "sha256": stored.sha256,
-            "size": stored.size,
-            "mode": stored.mode,
-        }
 
     def _path(self, path: str) -> str:
         return os.path.normpath(os.path.join(self._here, path))
@@ -85,32 +72,18 @@ class Chunk:
         self.jobs: list[NewJob] = []
         self.first: list[int] = []  # per job: the id of an earlier one with its key, or 0
 
-    def add(self, row: NewSpec, spec: JobSpec, *, index: int | None = None) -> None:
+    def add(
+        self,
+        row: NewSpec,
+        spec: JobSpec,
+        *,
+        index: int | None = None,
+        params: dict[str, str] | None = None,
+    ) -> None:
         """Add a job to insert; it shares the row of the one before if that is the same."""
         if not self.specs or (row is not self.specs[-1] and row != self.specs[-1]):
             self.specs.append(row)
-        self.jobs.append(
-            NewJob(
-                spec=len(self.specs) - 1,
-                name=spec.name if index is None else spec.name.replace(INDEX, str(index)),
-                cores=spec.cores,
-                memory_bytes=spec.memory_bytes,
-                walltime_s=spec.walltime_s,
-                priority=spec.priority,
-                max_attempts=spec.retries + 1,
-                array_index=index,
-                idempotency_key=spec.idempotency_key,
-                follow=spec.follow,
-                retry=retry_row(spec.retry),
-                gpus=spec.gpus,
-                architecture=spec.architecture,
-                constraints=dict(spec.constraints) if spec.constraints else None,
-                sandbox=spec.sandbox,
-                tags=list(spec.tags),
-                pin_cpus=spec.pin_cpus,
-                max_queue_s=spec.max_queue_s,
-            )
-        )
+        self.jobs.append(new_job(spec, len(self.specs) - 1, index=index, params=params))
         self.first.append(0)
 
     def add_known(self, job_id: int) -> None:

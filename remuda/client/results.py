@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remuda.errors import AlreadyExists, DataStagingError, JobFailed
 from remuda.models import outputs as models
-from remuda.spec import INDEX
+from remuda.spec_files import destination, filler, is_url, name_inside
 
 if TYPE_CHECKING:
     from remuda.client.context import Context
@@ -20,16 +21,23 @@ _TAIL_BYTES = 2048
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the last attempt used; None where it is not known (it never started, or was lost)."""
+    """What the last attempt used; None where it is not known (it never started, or was lost).
+
+    `max_rss_bytes` is of its largest process, `peak_memory_bytes` of all of it together where its
+    VM can tell. The bytes read and written are those of disks.
+    """
 
     wall_s: float | None
     user_s: float | None
     system_s: float | None
     max_rss_bytes: int | None
+    peak_memory_bytes: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
 
 
 class Result:
-    """How a job ended. `outputs`: its declared files by name, those that are there."""
+    """How a job ended. `outputs`: the files it left, by name; `urls`: those put at URLs."""
 
     def __init__(self, record: FinalRecord, outputs: Mapping[str, Path]) -> None:
         """Made by `Job.result`."""
@@ -38,8 +46,9 @@ class Result:
         self.exit_code: int | None = row["exit_code"]
         self.signal: int | None = row["signal"]
         self.reason: str = row["reason"]
-        self.usage = Usage(row["wall_s"], row["user_s"], row["system_s"], row["max_rss_bytes"])
+        self.usage = Usage(**{field.name: row[field.name] for field in fields(Usage)})
         self.outputs = dict(outputs)
+        self.urls = record.urls()
         self._record = record
 
     @property
@@ -97,23 +106,30 @@ class FinalRecord:
         )
 
     def outputs(self) -> dict[str, Path]:
-        """Bring the declared files to the job's `output_dir`, replacing what is there; return them.
+        """Bring the files to the job's `output_dir` and return them; what is there is replaced.
 
+        Raises AlreadyExists instead, and copies none, for a job submitted with `overwrite=False`.
         Without an `output_dir` they are where the storage keeps them, if that is on this machine,
-        else they are copied under the data directory.
+        else they are copied under the data directory. Files that were put at URLs stay there.
         """
         files = self._files()
-        if not files:
-            return {}
+        places = self._places(files)
+        away = {name: Path(place) for name, place in places.items() if os.path.isabs(place)}
+        overwrite = bool(self.row["overwrite"])
         if self.row["output_dir"] is not None:
-            return self.bring(Path(self._fill(self.row["output_dir"])), overwrite=True)
-        storage = self._context.storage
-        here = {name: storage.local_path(file["url"]) for name, file in files.items()}
-        found = {name: path for name, path in here.items() if path is not None}
-        if len(found) == len(files):
-            return found
-        job = self._context.settings.data_dir / "results" / str(self.row["id"])
-        return self.bring(job / str(self.row["attempt_id"]), overwrite=True)
+            root = Path(self._fill(self.row["output_dir"])).absolute()
+            below = {name: root / place for name, place in places.items() if name not in away}
+            return self._copy(files, {**below, **away}, root, overwrite=overwrite)
+        found = self._kept({name: file for name, file in files.items() if name not in away})
+        return {**found, **self._copy(files, away, None, overwrite=overwrite)}
+
+    def urls(self) -> dict[str, str]:
+        """Return the files that were put at URLs of their own, by name."""
+        return {
+            file["name"]: file["url"]
+            for file in self._all_files()
+            if is_url(destination(file["name"], self._declared()) or "")
+        }
 
     def bring(self, to: Path, *, overwrite: bool) -> dict[str, Path]:
         """Copy the files to the directory `to`, made if need be; return where each is.
@@ -121,30 +137,87 @@ class FinalRecord:
         Raises AlreadyExists, before any is copied, when one is there and `overwrite` is false.
         """
         to = to.absolute()
-        targets = {name: to / local for name, local in self._locals(self._files()).items()}
-        taken = [path for path in targets.values() if path.exists()] if not overwrite else []
-        if taken:
+        files = self._files()
+        own = to == Path(self._fill(self.row["output_dir"] or "")).absolute()
+        targets = {
+            # A place of its own counts where the job's files go by themselves.
+            name: to / (name if os.path.isabs(place) and not own else place)
+            for name, place in self._places(files).items()
+        }
+        return self._copy(files, targets, to, overwrite=overwrite)
+
+    def _kept(self, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+        """Return the files where they are on this machine, copied here if they are not."""
+        storage = self._context.storage
+        here = {name: storage.local_path(file["url"]) for name, file in files.items()}
+        found = {name: path for name, path in here.items() if path is not None}
+        if len(found) == len(files):
+            return found
+        job = self._context.settings.data_dir / "results" / str(self.row["id"])
+        root = job / str(self.row["attempt_id"])
+        return self._copy(files, {name: root / name for name in files}, root, overwrite=True)
+
+    def _copy(
+        self,
+        files: Mapping[str, Mapping[str, Any]],
+        targets: Mapping[str, Path],
+        root: Path | None,
+        *,
+        overwrite: bool,
+    ) -> dict[str, Path]:
+        """Copy each file to its target, none of which may leave `root` by a link."""
+        taken = [path for path in targets.values() if os.path.lexists(path)]
+        folder = next((path for path in taken if path.is_dir() and not path.is_symlink()), None)
+        if folder is not None:
+            raise AlreadyExists(f"{folder} is a directory", hint="remove it")
+        if taken and not overwrite:
             raise AlreadyExists(f"{taken[0]} is already there", hint="remove it, or overwrite")
+        made = _Folders(root)
         for name, target in targets.items():
-            _inside(to, target)
-            self._context.storage.download(self._files()[name]["url"], target)
-        return targets
+            file = files[name]
+            if root is not None and target.is_relative_to(root):
+                made.check(target)
+            self._context.storage.download(
+                file["url"],
+                target,
+                mode=0o777 & ~_umask() if file.get("executable") else None,
+                sha256=file.get("sha256"),
+            )
+        return dict(targets)
 
     def _files(self) -> dict[str, Mapping[str, Any]]:
-        kept = self.row["outputs"] or ()
-        return {file["name"]: file for file in kept if file["kind"] == "file" and file["url"]}
+        """Return the files that are in the storage, by name."""
+        elsewhere = self.urls()
+        return {file["name"]: file for file in self._all_files() if file["name"] not in elsewhere}
 
-    def _locals(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the path of each file under the output directory."""
-        declared = {
-            self._fill(o["name"]): self._fill(o.get("local") or o["name"])
-            for o in self.row["declared"]
-        }
-        return {name: declared.get(name, name) for name in names}
+    def _all_files(self) -> list[Mapping[str, Any]]:
+        kept = self.row["outputs"] or ()
+        return [file for file in kept if file["kind"] == "file" and file["url"]]
+
+    def _places(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the path of each file: under the output directory, or absolute."""
+        declared = self._declared()
+        places = {}
+        for name in names:
+            place = destination(name_inside("output", name), declared) or name
+            places[name] = place if os.path.isabs(place) else name_inside("output", place)
+        seen: dict[str, str] = {}
+        for name, place in places.items():
+            if seen.setdefault(place, name) != name:
+                raise DataStagingError(
+                    f"outputs {seen[place]!r:.300} and {name!r:.300} of job {self.row['id']} "
+                    f"would both be {place!r:.300}"
+                )
+        return places
+
+    def _declared(self) -> list[dict[str, Any]]:
+        return [
+            {key: self._fill(v) if isinstance(v, str) else v for key, v in output.items()}
+            for output in self.row["declared"]
+        ]
 
     def _fill(self, text: str) -> str:
-        index = self.row["array_index"]
-        return text if index is None else text.replace(INDEX, str(index))
+        return filler(self.row["array_index"], self.row["params"])(text)
 
     def _read(self, name: str, offset: int) -> bytes:
         kept = {o["name"]: o for o in self.row["outputs"] or () if o["kind"] == "stream"}
@@ -180,12 +253,30 @@ def ending(row: Mapping[str, Any]) -> str:
     return f"{how} ({message})" if message else how
 
 
-def _inside(folder: Path, target: Path) -> None:
-    """Refuse a target that a link would lead out of the folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        root = folder.resolve()
-        if not target.parent.resolve().is_relative_to(root):
-            raise DataStagingError(f"{target} would be outside of {folder}, behind a link")
-    except OSError as error:
-        raise DataStagingError(f"{folder}: {error.strerror or error}") from error
+class _Folders:
+    """The directories files are copied to; each is looked at once."""
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = root
+        self._good: set[Path] = set()
+
+    def check(self, target: Path) -> None:
+        """Refuse a target that a link would lead out of the root, which is made if need be."""
+        folder, root = target.parent, self._root
+        if root is None or folder in self._good:
+            return
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if not folder.resolve().is_relative_to(root.resolve()):
+                raise DataStagingError(f"{target} would be outside of {root}, behind a link")
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+            raise DataStagingError(f"{root}: {getattr(error, 'strerror', '') or error}") from error
+        self._good.add(folder)
+
+
+def _umask() -> int:
+    with open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice, starmap
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
 
 from remuda.checks import shown, whole
-from remuda.client.explaining import never_fits
+from remuda.client.fitting import architecture_here, machine_memory, never_fits
 from remuda.client.jobs import Job
+from remuda.client.parameters import Row
 from remuda.client.preparing import CHUNK, Chunk, Preparer, Spool
 from remuda.client.template import Candidate, Template
+from remuda.dependencies import Plan
 from remuda.errors import BadInput, DataStagingError, NoResources, Refused
 from remuda.models import query, requests
+from remuda.models.demand import PoolLimits, limits_of
+from remuda.models.dependencies import insert_dependencies, resolve
 from remuda.models.states import PoolState
-from remuda.models.submit import NewSpec, insert_jobs, new_array, owner_id
+from remuda.models.submit import NewSpec, fit_array, insert_jobs, new_array, owner_id
 from remuda.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -32,22 +35,29 @@ _ENDING = (PoolState.CLOSING, PoolState.CLOSED, PoolState.PENDING_DELETE)
 
 
 class Submitter:
-    """One submit call into one pool."""
+    """One submit call into a pool, or several in order of preference."""
 
     def __init__(
         self,
         context: Context,
-        pool: Mapping[str, Any],
+        pools: Sequence[Mapping[str, Any]],
         *,
         session: Session | Connection | None = None,
         allow_pending: bool = False,
+        max_running: int | None = None,
     ) -> None:
-        """`pool`: its row. `session`: the caller's own, in whose transaction the jobs go."""
+        """`pools`: their rows. `session`: the caller's own, in whose transaction the jobs go.
+
+        `max_running`: how many jobs of the array may be on machines at once.
+        """
         self._context = context
-        self._pool = pool
+        self._pools = pools
         self._session = session
         self._allow_pending = allow_pending
-        self._memory = machine_memory(context, pool)
+        self._max_running = max_running
+        self._plan = Plan()
+        self._memory = {pool["id"]: machine_memory(context, pool) for pool in pools}
+        self._limits: dict[int, PoolLimits] | None = None
         self._prepare = Preparer(
             context.storage, output_limit_bytes=context.settings.output_limit_bytes
         )
@@ -71,7 +81,18 @@ class Submitter:
         template = Template(_job_spec(spec), self._staged)
         return self._submit(map(template.candidate, indices), array_name=name or spec.name)
 
+    def rows(self, spec: JobSpec, rows: Iterator[Row], *, name: str) -> list[Job]:
+        """Submit a job for each row of parameters, numbered from 0; as `array` does."""
+        spec = _job_spec(spec)
+        first = next(rows, None)
+        if first is None:
+            raise BadInput("there is no row of parameters")
+        template = Template(spec, self._staged, names=tuple(first))
+        candidates = starmap(template.row, enumerate(chain([first], rows)))
+        return self._submit(candidates, array_name=name or spec.name)
+
     def _candidate(self, spec: JobSpec) -> Candidate:
+        self._plan.note(_job_spec(spec))
         return Candidate(spec, self._staged(spec))
 
     def _staged(self, spec: JobSpec) -> NewSpec | DataStagingError:
@@ -96,13 +117,15 @@ class Submitter:
                 chunk = Chunk()
                 known = self._known([one.spec for one in some])
                 for one in some:
-                    if one.spec.idempotency_key in known:
+                    there = one.spec.idempotency_key in known
+                    self._plan.add(one.spec, index=one.index, known=there)
+                    if there:
                         chunk.add_known(known[one.spec.idempotency_key])
                         continue
                     self._check(one.spec)
                     if isinstance(one.row, DataStagingError):
                         raise one.row
-                    chunk.add(one.row, one.spec, index=one.index)
+                    chunk.add(one.row, one.spec, index=one.index, params=one.params)
                 spool.put(chunk)
             return self._insert(spool, array_name=array_name) if spool.count else []
 
@@ -115,26 +138,63 @@ class Submitter:
         return {key: found[key] for key in keys if key in found}
 
     def _check(self, spec: JobSpec) -> None:
-        """Raise Refused when the pool takes no jobs, NoResources when this one can never run."""
-        name, state = self._pool["name"], self._pool["state"]
-        if state in _ENDING:
-            raise Refused(f"pool {name} is {state} and takes no jobs", hint="create a new one")
+        """Raise Refused when a pool takes no jobs, NoResources when no pool can ever run this one."""
+        for pool in self._pools:
+            if pool["state"] in _ENDING:
+                raise Refused(
+                    f"pool {pool['name']} is {pool['state']} and takes no jobs",
+                    hint="create a new one",
+                )
         if self._allow_pending:
             return
-        needs = {"cores": spec.cores, "memory_bytes": spec.memory_bytes}
-        limit = never_fits(needs, self._pool, memory_bytes=self._memory)
-        if limit is not None:
-            job = f"job {spec.name!r}" if spec.name else "the job"
-            raise NoResources(f"{job} can never run: {limit}", hint="or submit with allow_pending")
+        limits = []
+        for pool in self._pools:
+            limit = self._never_fits(spec, pool)
+            if limit is None:
+                return
+            limits.append(limit)
+        job = f"job {spec.name!r}" if spec.name else "the job"
+        told = "; ".join(limits)
+        hint = "with allow_pending it is submitted all the same"
+        raise NoResources(f"{job} can never run: {told}", hint=hint)
+
+    def _never_fits(self, spec: JobSpec, pool: Mapping[str, Any]) -> str | None:
+        needs: dict[str, Any] = {"cores": spec.cores, "memory_bytes": spec.memory_bytes}
+        memory = self._memory[pool["id"]]
+        if not (spec.gpus or spec.architecture or spec.constraints):
+            return never_fits(needs, pool, memory_bytes=memory)
+        if self._limits is None:
+            ids = [pool["id"] for pool in self._pools]
+            self._limits = self._context.read(lambda c: limits_of(c, ids))
+        return never_fits(
+            {
+                **needs,
+                "gpus": spec.gpus,
+                "architecture": spec.architecture,
+                "constraints": spec.constraints,
+            },
+            pool,
+            memory_bytes=memory,
+            kinds=self._limits[pool["id"]].kinds,
+            here=architecture_here(self._context, pool),
+        )
 
     def _insert(self, spool: Spool, *, array_name: str | None) -> list[Job]:
         context = self._context
+        edges = self._plan.edges()
 
         def work(connection: Connection) -> tuple[int, list[int]]:
             owner = context.owner_id or owner_id(connection, context.owner)
+            waits = resolve(connection, edges, owner=owner, indices=self._plan.indices)
             array_id = None
             if array_name is not None and spool.fresh:
-                array_id = new_array(connection, owner=owner, name=array_name, size=spool.fresh)
+                array_id = new_array(
+                    connection,
+                    owner=owner,
+                    name=array_name,
+                    size=spool.fresh,
+                    max_running=self._max_running,
+                )
             ids: list[int] = []
             for chunk in spool.chunks():
                 made: list[int] = []
@@ -143,11 +203,16 @@ class Submitter:
                         connection,
                         chunk.specs,
                         chunk.jobs,
-                        pool_id=self._pool["id"],
+                        pool_id=self._pools[0]["id"],
+                        pool_ids=[pool["id"] for pool in self._pools],
                         owner=owner,
                         array_id=array_id,
                     )
                 ids += chunk.ids(made)
+            if array_id is not None and self._plan.keyed:
+                fit_array(connection, array_id)
+            if waits:
+                insert_dependencies(connection, waits, ids, lock=self._session is None)
             return owner, ids
 
         if self._session is None:
@@ -157,13 +222,6 @@ class Submitter:
         _, ids = work(theirs)
         transaction = requests.this_transaction(theirs)
         return [Job(context, i, transaction=transaction) for i in ids]
-
-
-def machine_memory(context: Context, pool: Mapping[str, Any]) -> int | None:
-    """Return the memory of this machine if the pool's VMs are this machine, else None."""
-    if not context.settings.embedded or pool["provider"] != "local":
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def indices_of(count_or_indices: int | Iterable[int | str]) -> Iterable[int | str]:

@@ -78,6 +78,8 @@ class AttemptOutput(Base):
     size: Mapped[BigInt]
     data: Mapped[bytes | None] = mapped_column(LargeBinary)
     url: Mapped[str | None] = mapped_column(Text)
+    executable: Mapped[bool] = mapped_column(server_default="false")
+    sha256: Mapped[str | None] = mapped_column(Text)
 
 
 class OutputChunk(Base):

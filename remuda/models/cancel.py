@@ -8,19 +8,20 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
+from remuda.models.query import like
 
-_CANCEL = text("""
+# The locks come first, and what they wait for is seen: a job that ends meanwhile is left alone.
+_CANCEL = """
     WITH locked AS (
-      SELECT id FROM jobs WHERE id = ANY(:ids) AND state <> 'TERMINATED'
-      ORDER BY id FOR NO KEY UPDATE
+      SELECT id FROM jobs WHERE state <> 'TERMINATED' AND {where} ORDER BY id FOR NO KEY UPDATE
     )
     UPDATE jobs SET
       cancel_requested_at = coalesce(cancel_requested_at, now()),
       state = CASE WHEN state = 'NEW' THEN 'TERMINATED' ELSE state END,
       reason = CASE WHEN state = 'NEW' THEN 'CANCELLED' END,
       ended_at = CASE WHEN state = 'NEW' THEN now() END
-    WHERE id IN (SELECT id FROM locked) RETURNING id
-""")
+    WHERE id IN (SELECT id FROM locked) AND state <> 'TERMINATED' RETURNING id
+"""
 
 
 def request_cancel(connection: Connection, job_ids: Sequence[int]) -> list[int]:
@@ -28,7 +29,64 @@ def request_cancel(connection: Connection, job_ids: Sequence[int]) -> list[int]:
 
     Returns the jobs it concerned; those that had ended are left as they are.
     """
-    return list(connection.scalars(_CANCEL, {"ids": list(job_ids)}))
+    statement = text(_CANCEL.format(where="id = ANY(:ids)"))
+    return list(connection.scalars(statement, {"ids": list(job_ids)}))
+
+
+def cancel_matching(
+    connection: Connection,
+    *,
+    ids: Sequence[int] | None = None,
+    pool_id: int | None = None,
+    array_id: int | None = None,
+    indices: Sequence[int] | None = None,
+    states: Sequence[str] | None = None,
+    name: str | None = None,
+    tag: str | None = None,
+    owner: str | None = None,
+) -> list[int]:
+    """Cancel all jobs that meet every filter given, by one statement, as `request_cancel` does.
+
+    `indices`: of the array's jobs. `name` may hold `*` for any text.
+    """
+    where, values = matching(
+        ids=ids,
+        pool_id=pool_id,
+        array_id=array_id,
+        indices=indices,
+        states=states,
+        name=name,
+        tag=tag,
+        owner=owner,
+    )
+    return list(connection.scalars(text(_CANCEL.format(where=where)), values))
+
+
+def count_matching(connection: Connection, **filters: Any) -> int:
+    """Return how many jobs `cancel_matching` would concern."""
+    where, values = matching(**filters)
+    found = connection.scalar(
+        text(f"SELECT count(*) FROM jobs WHERE state <> 'TERMINATED' AND {where}"), values
+    )
+    return int(found or 0)
+
+
+def matching(**filters: Any) -> tuple[str, dict[str, Any]]:
+    """Return the condition of those filters of `cancel_matching` that are given, and its values."""
+    clauses = {
+        "ids": "id = ANY(:ids)",
+        "pool_id": "pool_id = :pool_id",
+        "array_id": "array_id = :array_id",
+        "indices": "array_index = ANY(:indices)",
+        "states": "state = ANY(:states)",
+        "name": "name LIKE :name",
+        "tag": "tags @> jsonb_build_array(CAST(:tag AS text)) AND tags <> '[]'::jsonb",
+        "owner": "owner_id = (SELECT id FROM owners WHERE name = :owner)",
+    }
+    given = {key: value for key, value in filters.items() if value is not None}
+    if "name" in given:
+        given["name"] = like(given["name"])
+    return " AND ".join(clauses[key] for key in given) or "true", given
 
 
 def to_cancel(

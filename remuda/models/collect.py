@@ -70,7 +70,8 @@ def to_collect(
     found = rows(
         connection,
         """SELECT a.id AS attempt_id, a.job_id, a.epoch, a.vm_id, a.reason, a.message, a.exit_code,
-                  a.signal, a.pending FROM attempts a JOIN jobs j ON j.id = a.job_id
+                  a.signal, a.pending, j.array_index, j.params, s.outputs
+           FROM attempts a JOIN jobs j ON j.id = a.job_id JOIN job_specs s ON s.id = j.spec_id
            WHERE a.state = 'EXITED' AND (CAST(:vm AS bigint) IS NULL OR a.vm_id = :vm)
              AND (CAST(:ids AS bigint[]) IS NULL OR a.id = ANY(:ids))
              AND a.ended_at <= now() - make_interval(secs => :age) ORDER BY a.id""",

@@ -2,61 +2,48 @@
 
 Both run in one transaction. The row locks of the VMs protect their slots (no one else places on,
 drains or closes them meanwhile); those of the jobs protect their one live attempt. SKIP LOCKED
-lets several dispatchers share the work; whatever one skips, the other has in hand.
+lets several dispatchers share the work; whatever one skips, the other has in hand. The rows of arrays
+with a limit are locked before all else, and waited for: who holds one alone places jobs of it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Connection, text
 
+from remuda.constraints import hardware_of
 from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.states import OPEN_POOL
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingJob:
-    """A job to place, its row locked."""
-
-    id: int
-    pool_id: int
-    owner_id: int
-    array_id: int | None
-    priority: int
-    submitted_at: datetime
-    cores: int
-    memory_bytes: int
-    expected_wall_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class VmRoom:
-    """What a VM, its row locked, has to give. `backlog_s`: expected core-seconds not started."""
-
-    id: int
-    pool_id: int
-    slots: int
-    memory_bytes: int | None
-    used_slots: int
-    used_memory_bytes: int
-    backlog_s: float
-    backlog_count: int
+from remuda.models.waiting import (
+    LOCK_JOBS_OF_ONE,
+    LOCK_JOBS_OF_SEVERAL,
+    READY,
+    TAKES_LONG,
+    VmRoom,
+    WaitingJob,
+    lock_jobs,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What can be placed where, at the database's `now`."""
+    """What can be placed where, at the database's `now`.
+
+    `array_room`: how many more jobs of the arrays that have a limit may be on machines. `cut`: there
+    may be more jobs that fit somewhere than are here.
+    """
 
     now: datetime
     jobs: tuple[WaitingJob, ...]
     vms: tuple[VmRoom, ...]
+    array_room: Mapping[int, int] = field(default_factory=dict)
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,48 +55,51 @@ class Placed:
     vm_id: int
 
 
-_UNLIMITED = 2**63 - 1  # the memory of a VM that tells no limit
+# Pools with jobs that wait for them, or may go to them, too.
+_WANTED = f"""
+    p.state IN ({sql_list(OPEN_POOL)}) AND (
+      EXISTS (SELECT FROM jobs j WHERE j.pool_id = p.id AND {READY})
+      OR EXISTS (SELECT FROM jobs j WHERE j.pool_ids @> ARRAY[p.id] AND j.pool_ids IS NOT NULL
+                   AND {READY}))
+"""
 
-_WAITING = text(f"""
-    SELECT EXISTS (SELECT FROM jobs j JOIN pools p ON p.id = j.pool_id
-                   WHERE j.state = 'NEW' AND j.unmet = 0 AND NOT j.held
-                     AND p.state IN ({sql_list(OPEN_POOL)}))
-""")
+_WAITING = text(f"SELECT EXISTS (SELECT FROM pools p WHERE {_WANTED})")
+
+_LOCK_ARRAYS = """
+    SELECT id, max_running FROM arrays WHERE max_running IS NOT NULL AND ended < size
+    ORDER BY id FOR NO KEY UPDATE
+"""
+
+_ON_MACHINES = """
+    SELECT j.array_id, count(*) AS count FROM attempts a JOIN jobs j ON j.id = a.job_id
+    WHERE a.state IN ('PLACED', 'STARTED') AND j.array_id = ANY(:arrays) GROUP BY 1
+"""
 
 _LOCK_VMS = f"""
-    SELECT v.id, v.pool_id, v.slots, v.memory_bytes FROM vms v JOIN pools p ON p.id = v.pool_id
-    WHERE v.state = 'RUNNING' AND NOT v.draining AND p.state IN ({sql_list(OPEN_POOL)})
-      AND EXISTS (SELECT FROM jobs j WHERE j.pool_id = p.id AND j.state = 'NEW'
-                    AND j.unmet = 0 AND NOT j.held)
+    SELECT v.id, v.pool_id, v.slots, v.memory_bytes, v.gpus, v.architecture, v.facts, p.isolation,
+           v.bound_owner_id, v.bound_sandbox
+    FROM vms v JOIN pools p ON p.id = v.pool_id
+    WHERE v.state = 'RUNNING' AND NOT v.draining
+      AND v.pool_id IN (SELECT p.id FROM pools p WHERE {_WANTED})
     ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED
 """
 
-_USED = """
+_USED = f"""
     SELECT vm_id, sum(cores)::int AS slots, sum(coalesce(memory_bytes, 0))::bigint AS memory_bytes,
            coalesce(sum(cores * coalesce(expected_wall_s, 3600)) FILTER (WHERE state = 'PLACED'), 0)
              ::float8 AS backlog_s,
-           count(*) FILTER (WHERE state = 'PLACED') AS backlog
+           count(*) FILTER (WHERE state = 'PLACED') AS backlog, sum(gpus)::int AS gpus,
+           coalesce(sum(cores) FILTER (WHERE {TAKES_LONG}), 0)::int AS kept,
+           coalesce(sum(memory_bytes) FILTER (WHERE {TAKES_LONG}), 0)::bigint AS kept_memory
     FROM attempts WHERE vm_id = ANY(:vms) AND state IN ('PLACED', 'STARTED') GROUP BY vm_id
     UNION ALL
-    SELECT vm_id, sum(slots)::int, 0, 0, 0 FROM leases
+    SELECT vm_id, sum(slots)::int, 0, 0, 0, 0, sum(slots)::int, 0 FROM leases
     WHERE vm_id = ANY(:vms) AND NOT for_jobs AND released_at IS NULL GROUP BY vm_id
 """
 
-_LOCK_JOBS = """
-    SELECT j.id, j.pool_id, j.owner_id, j.array_id, j.priority, j.submitted_at, j.cores,
-           coalesce(j.memory_bytes, 0) AS memory_bytes,
-           CASE WHEN j.array_id IS NULL THEN o.mean_wall_s ELSE a.mean_wall_s END AS expected_wall_s
-    FROM jobs j JOIN owners o ON o.id = j.owner_id LEFT JOIN arrays a ON a.id = j.array_id
-    WHERE j.state = 'NEW' AND j.unmet = 0 AND NOT j.held AND j.pool_id = :pool
-      AND (j.not_before IS NULL OR j.not_before <= now())
-      -- What fits nowhere now does not count against the limit, or it would hide what does.
-      AND EXISTS (SELECT FROM unnest(CAST(:room_slots AS int[]), CAST(:room_memory AS bigint[]),
-                                     CAST(:room_ahead AS boolean[])) AS r(slots, memory, ahead)
-                  WHERE j.cores <= r.slots AND coalesce(j.memory_bytes, 0) <= r.memory
-                    AND (NOT r.ahead OR CASE WHEN j.array_id IS NULL THEN o.mean_wall_s
-                                        ELSE a.mean_wall_s END <= :horizon))
-    ORDER BY j.priority DESC, j.id LIMIT :most FOR NO KEY UPDATE OF j SKIP LOCKED
-"""
+_ANY_OF_SEVERAL = text(
+    f"SELECT EXISTS (SELECT FROM jobs j WHERE {READY} AND j.pool_ids IS NOT NULL)"
+)
 
 _LEASES = text("""
     INSERT INTO leases (vm_id, owner_id, for_jobs, slots)
@@ -124,8 +114,9 @@ _APPLY = text("""
       SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb))
         AS r(job_id bigint, vm_id bigint, expected_wall_s float8)
     ), j AS (
-      UPDATE jobs SET state = 'SUBMITTED', epoch = epoch + 1, started_at = NULL
-      FROM r WHERE jobs.id = r.job_id AND jobs.state = 'NEW'
+      UPDATE jobs SET state = 'SUBMITTED', epoch = epoch + 1, started_at = NULL,
+        pool_id = v.pool_id
+      FROM r JOIN vms v ON v.id = r.vm_id WHERE jobs.id = r.job_id AND jobs.state = 'NEW'
       RETURNING jobs.id, jobs.owner_id, jobs.epoch, jobs.cores, jobs.memory_bytes, jobs.gpus,
                 r.vm_id, r.expected_wall_s
     )
@@ -136,6 +127,17 @@ _APPLY = text("""
       AND l.for_jobs AND l.released_at IS NULL
     ORDER BY array_position(:order, j.id)
     RETURNING id, job_id, vm_id
+""")
+
+
+# From its first job on a VM serves that owner (and sandbox) alone; of a single use, nobody after it.
+_BIND = text("""
+    UPDATE vms SET bound_owner_id = r.owner_id, bound_sandbox = r.sandbox,
+      draining = draining OR p.isolation = 'single_use'
+    FROM unnest(CAST(:vms AS bigint[]), CAST(:owners AS bigint[]), CAST(:sandboxes AS text[]))
+           AS r(vm_id, owner_id, sandbox), pools p
+    WHERE vms.id = r.vm_id AND p.id = vms.pool_id AND p.isolation <> 'shared'
+      AND vms.bound_owner_id IS NULL
 """)
 
 
@@ -150,66 +152,91 @@ def take_snapshot(
     """Lock the VMs that could take work and up to `most` jobs a pool, and return both.
 
     Of the jobs only those that fit somewhere: into free slots, or in a queue of up to `max_ahead`
-    if they are known to take at most `horizon_s` seconds.
+    if they are known to take at most `horizon_s` seconds; and that are not late.
     """
-    now = connection.scalar(text("SELECT now()"))
+    # The statements below look costly to the planner and are not: compiling them would be.
+    now = connection.scalar(text("SELECT now() FROM set_config('jit', 'off', true)"))
+    array_room = _lock_arrays(connection)
+    vms = _lock_vms(connection, horizon_s=horizon_s)
+    jobs: list[WaitingJob] = []
+    cut = False
+    for pool in sorted({vm.pool_id for vm in vms}):
+        here = [vm for vm in vms if vm.pool_id == pool]
+        some, more = lock_jobs(
+            connection,
+            LOCK_JOBS_OF_ONE,
+            here,
+            array_room,
+            max_ahead=max_ahead,
+            most=most,
+            pool=pool,
+            horizon=horizon_s,
+        )
+        jobs += some
+        cut = cut or more
+    if vms and connection.scalar(_ANY_OF_SEVERAL):
+        some, more = lock_jobs(
+            connection,
+            LOCK_JOBS_OF_SEVERAL,
+            vms,
+            array_room,
+            max_ahead=max_ahead,
+            most=most,
+            pools=sorted({vm.pool_id for vm in vms}),
+            horizon=horizon_s,
+        )
+        jobs += some
+        cut = cut or more
+    return Snapshot(now, tuple(jobs), vms, array_room, cut)
+
+
+def array_rooms(connection: Connection, limits: Mapping[int, int]) -> dict[int, int]:
+    """Return how many more jobs of each array may be on machines, given its limit."""
+    if not limits:
+        return {}
+    there = {
+        row["array_id"]: row["count"] for row in rows(connection, _ON_MACHINES, arrays=list(limits))
+    }
+    return {array: limit - there.get(array, 0) for array, limit in limits.items()}
+
+
+def _lock_arrays(connection: Connection) -> dict[int, int]:
+    # Two statements: the count sees what the last holder of the locks placed.
+    found = rows(connection, _LOCK_ARRAYS)
+    return array_rooms(connection, {row["id"]: row["max_running"] for row in found})
+
+
+def _lock_vms(connection: Connection, *, horizon_s: float) -> tuple[VmRoom, ...]:
     found = rows(connection, _LOCK_VMS)
     ids = [row["id"] for row in found]
-    used: dict[int, list[float]] = {i: [0, 0, 0, 0] for i in ids}
-    for row in rows(connection, _USED, vms=ids) if ids else ():
-        entry = used[row["vm_id"]]
-        for place, name in enumerate(("slots", "memory_bytes", "backlog_s", "backlog")):
-            entry[place] += row[name]
-    vms = tuple(
+    names = ("slots", "memory_bytes", "backlog_s", "backlog", "gpus", "kept", "kept_memory")
+    used: dict[int, dict[str, float]] = {i: dict.fromkeys(names, 0) for i in ids}
+    for row in rows(connection, _USED, vms=ids, horizon=horizon_s) if ids else ():
+        for name in names:
+            used[row["vm_id"]][name] += row[name]
+    return tuple(
         VmRoom(
             id=row["id"],
             pool_id=row["pool_id"],
             slots=row["slots"],
             memory_bytes=row["memory_bytes"],
-            used_slots=int(used[row["id"]][0]),
-            used_memory_bytes=int(used[row["id"]][1]),
-            backlog_s=used[row["id"]][2],
-            backlog_count=int(used[row["id"]][3]),
+            used_slots=int(used[row["id"]]["slots"]),
+            used_memory_bytes=int(used[row["id"]]["memory_bytes"]),
+            backlog_s=used[row["id"]]["backlog_s"],
+            backlog_count=int(used[row["id"]]["backlog"]),
+            gpus=row["gpus"],
+            used_gpus=int(used[row["id"]]["gpus"]),
+            hardware=hardware_of(row),
+            isolation=row["isolation"],
+            bound_owner_id=row["bound_owner_id"],
+            bound_sandbox=row["bound_sandbox"],
+            ahead_slots=max(0, row["slots"] - int(used[row["id"]]["kept"])),
+            ahead_memory_bytes=None
+            if row["memory_bytes"] is None
+            else max(0, row["memory_bytes"] - int(used[row["id"]]["kept_memory"])),
         )
         for row in found
     )
-    jobs: list[WaitingJob] = []
-    for pool in {vm.pool_id for vm in vms}:
-        here = [vm for vm in vms if vm.pool_id == pool]
-        room = sum(
-            max(0, vm.slots - vm.used_slots) + max(0, max_ahead - vm.backlog_count) for vm in here
-        )
-        if room:
-            jobs += [
-                WaitingJob(**row)
-                for row in rows(
-                    connection,
-                    _LOCK_JOBS,
-                    pool=pool,
-                    **_rooms(here, max_ahead),
-                    horizon=horizon_s,
-                    most=min(room, most),
-                )
-            ]
-    return Snapshot(now, tuple(jobs), vms)
-
-
-def _rooms(vms: Sequence[VmRoom], max_ahead: int) -> dict[str, list[Any]]:
-    """Return the largest rooms there are, as columns: for each number of slots the most memory."""
-    most: dict[tuple[int, bool], int] = {}
-    for vm in vms:
-        rooms = [(vm.slots - vm.used_slots, vm.used_memory_bytes, False)]
-        if vm.backlog_count < max_ahead:
-            rooms.append((vm.slots, 0, True))
-        for slots, used, ahead in rooms:
-            memory = _UNLIMITED if vm.memory_bytes is None else vm.memory_bytes - used
-            if slots > 0 and memory >= 0:
-                most[slots, ahead] = max(memory, most.get((slots, ahead), 0))
-    return {
-        "room_slots": [slots for slots, _ in most],
-        "room_memory": list(most.values()),
-        "room_ahead": [ahead for _, ahead in most],
-    }
 
 
 def apply_placements(
@@ -219,6 +246,7 @@ def apply_placements(
     if not placements:
         return []
     jobs = {job.id: job for job in snapshot.jobs}
+    _bind(connection, snapshot, [(jobs[job], vm) for job, vm in placements])
     pairs = sorted({(vm, jobs[job].owner_id) for job, vm in placements})
     connection.execute(_LEASES, {"vms": [p[0] for p in pairs], "owners": [p[1] for p in pairs]})
     payload = json.dumps(
@@ -229,3 +257,20 @@ def apply_placements(
     )
     made = connection.execute(_APPLY, {"rows": payload, "order": [job for job, _ in placements]})
     return [Placed(*row) for row in made]
+
+
+def _bind(
+    connection: Connection, snapshot: Snapshot, placements: Sequence[tuple[WaitingJob, int]]
+) -> None:
+    """Note whom the VMs of isolating pools serve from now on; their rows are locked."""
+    free = {vm.id for vm in snapshot.vms if vm.isolation != "shared" and vm.bound_owner_id is None}
+    new = {vm: (job.owner_id, job.sandbox) for job, vm in placements if vm in free}
+    if new:
+        connection.execute(
+            _BIND,
+            {
+                "vms": list(new),
+                "owners": [owner for owner, _ in new.values()],
+                "sandboxes": [sandbox for _, sandbox in new.values()],
+            },
+        )

@@ -74,8 +74,11 @@ _STARTED = text("""
       FROM r WHERE attempts.id = r.id AND vm_id = :vm AND state = 'PLACED'
       RETURNING job_id, epoch, started_at
     )
-    UPDATE jobs SET state = 'RUNNING', started_at = a.started_at
-    FROM a WHERE jobs.id = a.job_id AND jobs.epoch = a.epoch AND state IN ('SUBMITTED', 'UNKNOWN')
+    -- One suspended, or resumed, before its start is recorded only has that added.
+    UPDATE jobs SET state = CASE state WHEN 'STOPPED' THEN state ELSE 'RUNNING' END,
+                    started_at = a.started_at
+    FROM a WHERE jobs.id = a.job_id AND jobs.epoch = a.epoch
+      AND state IN ('SUBMITTED', 'UNKNOWN', 'STOPPED', 'RUNNING')
 """)
 
 _ENDED = text("""
@@ -103,6 +106,8 @@ _ENDED = text("""
     ), j AS (
       UPDATE jobs SET
         state = a.job_state,
+        -- What was suspended stays so if it is to run again.
+        held = jobs.held OR (a.job_state = 'NEW' AND jobs.state = 'STOPPED'),
         started_at = CASE WHEN a.job_state = 'NEW' THEN NULL ELSE a.started_at END,
         ended_at = CASE WHEN a.job_state = 'TERMINATED' THEN now() END,
         exit_code = CASE WHEN a.job_state <> 'NEW' THEN a.exit_code END,
@@ -122,10 +127,12 @@ _ENDED = text("""
 """)
 
 _OUTPUTS = text("""
-    INSERT INTO attempt_outputs (attempt_id, kind, name, size, data, url)
-    SELECT r.attempt_id, r.kind, r.name, r.size, decode(r.data, 'base64'), r.url
+    INSERT INTO attempt_outputs (attempt_id, kind, name, size, data, url, executable, sha256)
+    SELECT r.attempt_id, r.kind, r.name, r.size, decode(r.data, 'base64'), r.url,
+           coalesce(r.executable, false), r.sha256
     FROM jsonb_to_recordset(CAST(:rows AS jsonb))
-      AS r(attempt_id bigint, kind text, name text, size bigint, data text, url text)
+      AS r(attempt_id bigint, kind text, name text, size bigint, data text, url text,
+           executable boolean, sha256 text)
     JOIN attempts a ON a.id = r.attempt_id
     ON CONFLICT DO NOTHING
 """)
@@ -137,12 +144,18 @@ _LEARN = text("""
       FROM unnest(CAST(:arrays AS bigint[]), CAST(:owners AS bigint[]), CAST(:walls AS float8[]))
         AS u(array_id, owner_id, wall_s)
       GROUP BY 1, 2
+    ), free_arrays AS (  -- what somebody else writes just now learns another time
+      SELECT id FROM arrays WHERE id = ANY(:arrays) FOR NO KEY UPDATE SKIP LOCKED
+    ), free_owners AS (
+      SELECT id FROM owners WHERE id IN (SELECT owner_id FROM seen WHERE array_id IS NULL)
+      FOR NO KEY UPDATE SKIP LOCKED
     ), of_arrays AS (
       UPDATE arrays SET mean_wall_s = coalesce(0.7 * mean_wall_s + 0.3 * seen.mean, seen.mean)
-      FROM seen WHERE arrays.id = seen.array_id
+      FROM seen JOIN free_arrays f ON f.id = seen.array_id WHERE arrays.id = f.id
     )
     UPDATE owners SET mean_wall_s = coalesce(0.7 * mean_wall_s + 0.3 * seen.mean, seen.mean)
-    FROM seen WHERE seen.array_id IS NULL AND owners.id = seen.owner_id
+    FROM seen JOIN free_owners f ON f.id = seen.owner_id
+    WHERE seen.array_id IS NULL AND owners.id = f.id
 """)
 
 _RETRIED = text("""
@@ -170,6 +183,15 @@ def lock_journal(connection: Connection, vm_id: int) -> int | None:
         {"vm": vm_id},
     )
     return None if found is None else int(found)
+
+
+def lock_jobs(connection: Connection, attempt_ids: Sequence[int]) -> None:
+    """Lock the rows of these attempts' jobs in order, as all do that change more than one."""
+    if len(attempt_ids) > 1:
+        statement = text("""
+            SELECT FROM attempts a JOIN jobs j ON j.id = a.job_id
+            WHERE a.id = ANY(:ids) ORDER BY j.id FOR NO KEY UPDATE OF j""")
+        connection.execute(statement, {"ids": list(attempt_ids)})
 
 
 def facts(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, AttemptFacts]:
@@ -206,12 +228,17 @@ def earlier_failures(
     return earlier
 
 
-def array_retries(connection: Connection, array_ids: Sequence[int]) -> dict[int, int]:
-    """Return how many retries the jobs of each array have had, the arrays' rows locked in order."""
+def array_retries(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, int]:
+    """Return, by array, how many retries the jobs of these attempts' arrays have had.
+
+    The rows of the arrays are locked in order: once, so before any of them is written.
+    """
     found = rows(
         connection,
-        "SELECT id, retried FROM arrays WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE",
-        ids=sorted(set(array_ids)),
+        """SELECT id, retried FROM arrays WHERE id IN (
+             SELECT j.array_id FROM attempts a JOIN jobs j ON j.id = a.job_id WHERE a.id = ANY(:ids))
+           ORDER BY id FOR NO KEY UPDATE""",
+        ids=list(attempt_ids),
     )
     return {row["id"]: row["retried"] for row in found}
 
@@ -287,7 +314,10 @@ def record_ends(
 
 
 def insert_outputs(connection: Connection, outputs: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows (attempt_id, kind, name, size, data in base64 or url); repeats change nothing."""
+    """Insert rows; repeats change nothing.
+
+    (attempt_id, kind, name, size, data in base64 or url; executable and sha256 where known.)
+    """
     if outputs:
         connection.execute(_OUTPUTS, {"rows": json.dumps([dict(row) for row in outputs])})
 

@@ -38,6 +38,11 @@ class JobArray(Base):
     __table_args__ = (
         CheckConstraint("size > 0", name="size"),
         CheckConstraint("max_running > 0", name="max_running"),
+        Index(
+            "ix_arrays_limited",
+            "id",
+            postgresql_where=text("max_running IS NOT NULL AND ended < size"),
+        ),
         CheckConstraint("succeeded >= 0 AND succeeded <= ended AND ended <= size", name="counts"),
     )
 
@@ -77,6 +82,17 @@ class Job(Base):
             text("priority DESC"),
             "id",
             postgresql_where=text("state = 'NEW' AND unmet = 0 AND NOT held"),
+        ),
+        # Waiting for others: what the sweep looks at.
+        Index("ix_jobs_blocked", "id", postgresql_where=text("state = 'NEW' AND unmet > 0")),
+        # The same over all pools, of the jobs that more than one may take.
+        Index(
+            "ix_jobs_waiting_for_several",
+            text("priority DESC"),
+            "id",
+            postgresql_where=text(
+                "state = 'NEW' AND unmet = 0 AND NOT held AND pool_ids IS NOT NULL"
+            ),
         ),
         Index(
             "ix_jobs_queue_deadline",
@@ -168,9 +184,15 @@ class Dependency(Base):
         CheckConstraint("quantifier IN ('all', 'any')", name="quantifier"),
         CheckConstraint("parent_id <> job_id", name="itself"),
         Index("ix_dependencies_job_id", "job_id"),
-        Index("ix_dependencies_parent_id", "parent_id", postgresql_where=text("NOT met")),
         Index(
-            "ix_dependencies_parent_array_id", "parent_array_id", postgresql_where=text("NOT met")
+            "ix_dependencies_parent_id",
+            "parent_id",
+            postgresql_where=text("NOT met AND parent_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_dependencies_parent_array_id",
+            "parent_array_id",
+            postgresql_where=text("NOT met AND parent_array_id IS NOT NULL"),
         ),
     )
 

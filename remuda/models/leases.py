@@ -1,6 +1,7 @@
 """Leases without a job: an owner's right to slots of a VM until it expires.
 
-Acquisition is one transaction under the VM's row lock, so slots are never given twice.
+Acquisition is one transaction under the VM's row lock, so slots are never given twice, and a VM of a
+pool that isolates is bound to its first owner (and sandbox) before anybody else sees it.
 """
 
 from __future__ import annotations
@@ -24,12 +25,25 @@ _CANDIDATES = f"""
             WHERE a.vm_id = v.id AND a.state IN ('PLACED', 'STARTED', 'EXITED'))
           + (SELECT coalesce(sum(slots), 0) FROM leases l
              WHERE l.vm_id = v.id AND NOT l.for_jobs AND l.released_at IS NULL)
+      -- A VM that is bound serves whom it is bound to, and after a single use nobody.
+      AND (p.isolation = 'shared' OR v.bound_owner_id IS NULL
+           OR v.bound_owner_id = :owner AND (p.isolation = 'owner'
+                OR p.isolation = 'sandbox' AND v.bound_sandbox = :sandbox))
     -- The user's order of pools first, then the VM this owner and sandbox used last.
-    ORDER BY array_position(:pools, p.id),
+    ORDER BY array_position(:pools, p.id), v.bound_owner_id IS NOT NULL DESC,
       EXISTS (SELECT FROM leases l WHERE l.vm_id = v.id AND l.owner_id = :owner
               AND l.sandbox = :sandbox) DESC, v.id
     LIMIT 1 FOR NO KEY UPDATE OF v SKIP LOCKED
 """
+
+# As for jobs: see remuda.models.dispatch.
+_BIND = text("""
+    UPDATE vms SET bound_owner_id = :owner, bound_sandbox = :sandbox,
+      draining = draining OR p.isolation = 'single_use'
+    FROM pools p
+    WHERE vms.id = :vm AND p.id = vms.pool_id AND p.isolation <> 'shared'
+      AND vms.bound_owner_id IS NULL
+""")
 
 _THIS_ONE = _CANDIDATES.replace("WHERE", "WHERE v.id = :vm AND", 1)
 
@@ -60,6 +74,8 @@ def acquire(
             break
     else:
         return None
+    vm = found[0]["id"]
+    connection.execute(_BIND, {"vm": vm, "owner": owner, "sandbox": sandbox})
     made = rows(
         connection,
         """WITH l AS (
@@ -67,7 +83,7 @@ def acquire(
              VALUES (:vm, :owner, :sandbox, false, :slots, now() + make_interval(secs => :ttl))
              RETURNING id, vm_id, token, expires_at)
            SELECT l.*, v.name, v.address, v.private_ip, v.public_ip FROM l JOIN vms v ON v.id = l.vm_id""",
-        vm=found[0]["id"],
+        vm=vm,
         owner=owner,
         sandbox=sandbox,
         slots=slots,

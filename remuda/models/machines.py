@@ -26,11 +26,26 @@ def vm_with_pool(connection: Connection, vm_id: int) -> Mapping[str, Any] | None
         connection,
         """SELECT v.id, v.name, v.state, v.token, v.provider_id, v.slots, v.memory_bytes, v.pool_id,
                   p.uuid::text AS pool, p.name AS pool_name, p.provider, p.settings, p.heartbeat_s,
-                  p.preparation, p.preparation_timeout_s, p.constants
+                  p.preparation, p.preparation_timeout_s, p.constants, p.gpus_per_vm
            FROM vms v JOIN pools p ON p.id = v.pool_id WHERE v.id = :vm""",
         vm=vm_id,
     )
     return found[0] if found else None
+
+
+def note_spawn(connection: Connection, vm_id: int) -> bool:
+    """Count that the provider is about to be asked for a NEW VM; False if it is not NEW any more."""
+    counted = connection.execute(
+        text("UPDATE vms SET spawn_calls = spawn_calls + 1 WHERE id = :vm AND state = 'NEW'"),
+        {"vm": vm_id},
+    )
+    return counted.rowcount == 1
+
+
+def spawned_once(connection: Connection, vm_id: int) -> bool:
+    """Return whether the provider was asked for the VM just once; its row must be locked."""
+    found = connection.scalar(text("SELECT spawn_calls FROM vms WHERE id = :vm"), {"vm": vm_id})
+    return bool(found == 1)
 
 
 def set_preparation(connection: Connection, vm_id: int, result: Mapping[str, Any]) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
 
 INLINE_BYTES = 1024  # outputs up to this size come with the final record
 
 _FINAL = f"""
-    SELECT j.*, p.name AS pool, o.name AS owner, s.output_dir, s.outputs AS declared,
+    SELECT j.*, p.name AS pool, o.name AS owner, s.output_dir, s.overwrite,
+           s.outputs AS declared,
            a.id AS attempt_id, a.vm_id, v.name AS vm, a.wall_s, a.user_s,
-           a.system_s, a.max_rss_bytes,
+           a.system_s, a.max_rss_bytes, a.peak_memory_bytes,
+           a.io_read_bytes, a.io_write_bytes,
            (SELECT jsonb_agg(jsonb_build_object('kind', r.kind, 'name', r.name, 'size', r.size,
-                     'url', r.url, 'data', CASE WHEN length(r.data) <= {INLINE_BYTES}
+                     'url', r.url, 'executable', r.executable, 'sha256', r.sha256,
+                     'data', CASE WHEN length(r.data) <= {INLINE_BYTES}
                                                 THEN encode(r.data, 'base64') END))
             FROM attempt_outputs r WHERE r.attempt_id = a.id) AS outputs
     FROM jobs j JOIN pools p ON p.id = j.pool_id JOIN job_specs s ON s.id = j.spec_id
@@ -30,8 +34,8 @@ _FINAL = f"""
 def final_records(connection: Connection, job_ids: Sequence[int]) -> Sequence[Mapping[str, Any]]:
     """Return those of the jobs that have ended, in the order of their ends.
 
-    `outputs` is None or a list of {kind, name, size, url, data}; only small ones come with
-    `data`, in base64.
+    `outputs` is None or a list of {kind, name, size, url, executable, sha256, data}; only small
+    ones come with `data`, in base64.
     """
     return rows(connection, _FINAL, ids=list(job_ids))
 
@@ -49,6 +53,13 @@ def stored(connection: Connection, attempt_id: int) -> Sequence[Mapping[str, Any
         """SELECT kind, name, size, url FROM attempt_outputs WHERE attempt_id = :id
            ORDER BY kind, name""",
         id=attempt_id,
+    )
+
+
+def vm_of(connection: Connection, attempt_id: int) -> int:
+    """Return the VM of an attempt."""
+    return int(
+        rows(connection, "SELECT vm_id FROM attempts WHERE id = :id", id=attempt_id)[0]["vm_id"]
     )
 
 
@@ -94,3 +105,28 @@ def chunks_from(
         stdout=offsets.get("stdout", 0),
         stderr=offsets.get("stderr", 0),
     )
+
+
+def read_offset(connection: Connection, job_id: int, stream: str) -> tuple[int, int]:
+    """Return how far the stream was read as "fresh": the number of the attempt, and a byte of it."""
+    found = connection.scalar(
+        text("SELECT read_offsets -> CAST(:stream AS text) FROM jobs WHERE id = :id"),
+        {"id": job_id, "stream": stream},
+    )
+    return (int(found[0]), int(found[1])) if found else (0, 0)
+
+
+def move_offset(
+    connection: Connection, job_id: int, stream: str, *, old: tuple[int, int], new: tuple[int, int]
+) -> bool:
+    """Take what is between the two for read; False if somebody else has read meanwhile."""
+    found = connection.execute(
+        text(
+            """UPDATE jobs SET read_offsets = coalesce(read_offsets, '{}')
+                 || jsonb_build_object(CAST(:stream AS text), CAST(:new AS jsonb))
+               WHERE id = :id
+                 AND coalesce(read_offsets -> CAST(:stream AS text), '[0, 0]') = CAST(:old AS jsonb)"""
+        ),
+        {"id": job_id, "stream": stream, "old": json.dumps(old), "new": json.dumps(new)},
+    )
+    return bool(found.rowcount)

@@ -22,6 +22,11 @@ SETTABLE = {
     "isolation",
     "slots_per_vm",
     "memory_bytes_per_vm",
+    "gpus_per_vm",
+    "constants",
+    "preparation",
+    "preparation_timeout_s",
+    "retry",
     "instance_count",
     "is_elastic",
     "elastic_minimum_slots",
@@ -33,7 +38,15 @@ SETTABLE = {
     "heartbeat_s",
     "stalling_interval_s",
 }
-UNTIL_SUBMITTED = {"settings", "isolation", "slots_per_vm", "memory_bytes_per_vm"}
+UNTIL_SUBMITTED = {
+    "settings",
+    "isolation",
+    "slots_per_vm",
+    "memory_bytes_per_vm",
+    "gpus_per_vm",
+    "preparation",
+    "preparation_timeout_s",
+}
 _NOT_ENDED = "state NOT IN ('CLOSED', 'PENDING_DELETE')"
 
 
@@ -180,6 +193,7 @@ def close_pool(connection: Connection, pool_id: int, *, now: bool = False) -> bo
     state = found[0]["state"]
     if state in (PoolState.CLOSED, PoolState.PENDING_DELETE):
         return False
+    leave_pool(connection, pool_id)
     # Only jobs without an attempt end here at once; what runs is left to finish unless told so.
     wanted = "<> 'TERMINATED'" if now else "= 'NEW'"
     waiting = rows(
@@ -200,6 +214,33 @@ def close_pool(connection: Connection, pool_id: int, *, now: bool = False) -> bo
         {"id": pool_id, "now": now, "target": target},
     )
     return bool(state != PoolState.CLOSING)
+
+
+def leave_pool(connection: Connection, pool_id: int) -> int:
+    """Leave jobs that wait for this pool or others to the others; return how many.
+
+    They stay behind if none of those is open, or will be.
+    """
+    done = connection.execute(
+        text(
+            """WITH others AS (
+                 SELECT j.id, array_agg(p.id ORDER BY array_position(j.pool_ids, p.id)) AS pool_ids
+                 FROM jobs j JOIN pools p ON p.id = ANY(j.pool_ids) AND p.id <> :pool
+                 WHERE j.state = 'NEW' AND j.pool_ids IS NOT NULL
+                   AND j.pool_ids @> ARRAY[CAST(:pool AS bigint)]
+                   AND p.state NOT IN ('CLOSING', 'CLOSED', 'PENDING_DELETE')
+                 GROUP BY j.id
+               ), locked AS (
+                 SELECT o.* FROM others o JOIN jobs j ON j.id = o.id ORDER BY o.id
+                 FOR NO KEY UPDATE OF j
+               )
+               UPDATE jobs SET pool_id = l.pool_ids[1],
+                 pool_ids = CASE WHEN cardinality(l.pool_ids) > 1 THEN l.pool_ids END
+               FROM locked l WHERE jobs.id = l.id AND jobs.state = 'NEW'"""
+        ),
+        {"pool": pool_id},
+    )
+    return int(done.rowcount)
 
 
 def _check_fields(fields: Mapping[str, Any]) -> None:
@@ -238,5 +279,6 @@ __all__: Sequence[str] = [
     "find_pool",
     "image_id",
     "insert_pool",
+    "leave_pool",
     "submit_pool",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -10,11 +12,13 @@ from sqlalchemy import Connection
 
 from remuda.errors import BadInput, InstanceNotFound, UnknownJob, UnknownPool
 from remuda.models.database import rows
+from remuda.models.dependencies import of_job
 from remuda.models.states import JobState, VmState
 
 _JOB = """
     SELECT j.*, p.name AS pool, o.name AS owner, a.id AS attempt_id, a.vm_id, v.name AS vm,
-           a.wall_s, a.user_s, a.system_s, a.max_rss_bytes
+           a.wall_s, a.user_s, a.system_s, a.max_rss_bytes,
+           a.peak_memory_bytes, a.io_read_bytes, a.io_write_bytes
     FROM jobs j JOIN pools p ON p.id = j.pool_id JOIN owners o ON o.id = j.owner_id
     LEFT JOIN attempts a ON a.job_id = j.id AND a.epoch = j.epoch
     LEFT JOIN vms v ON v.id = a.vm_id
@@ -70,11 +74,12 @@ def jobs(
     array_id: int | None = None,
     name: str | None = None,
     owner: str | None = None,
+    tags: Sequence[str] | None = None,
     limit: int | None = 1000,
 ) -> Sequence[Mapping[str, Any]]:
     """Return the jobs that meet every filter given, oldest first; of more, the newest `limit`.
 
-    `name` may hold `*` for any text.
+    `name` may hold `*` for any text. `tags`: those that have all of them.
     """
     where, values = _where(
         {
@@ -82,8 +87,11 @@ def jobs(
             "j.pool_id = :pool": pool_id,
             "j.state = ANY(:states)": states_of(JobState, states),
             "j.array_id = :array": array_id,
-            "j.name LIKE :name": _pattern(name),
+            "j.name LIKE :name": None if name is None else like(name),
             "o.name = :owner": owner,
+            "j.tags <> '[]' AND j.tags @> CAST(:tags AS jsonb)": json.dumps(list(tags))
+            if tags
+            else None,
         }
     )
     newest = f"SELECT * FROM ({_JOB} {where} ORDER BY j.id DESC LIMIT :limit) AS j ORDER BY id"
@@ -129,9 +137,10 @@ def job_history(connection: Connection, job_id: int) -> dict[str, Any]:
                WHERE a.job_id = :id ORDER BY a.epoch""",
             id=job_id,
         ),
+        "dependencies": of_job(connection, job_id),
         "outputs": _dicts(
             connection,
-            """SELECT o.attempt_id, o.kind, o.name, o.size, o.url FROM attempt_outputs o
+            """SELECT o.attempt_id, o.kind, o.name, o.size, o.url, o.executable FROM attempt_outputs o
                JOIN attempts a ON a.id = o.attempt_id WHERE a.job_id = :id
                ORDER BY o.attempt_id, o.kind, o.name""",
             id=job_id,
@@ -229,58 +238,17 @@ def vm(connection: Connection, vm_id: int) -> Mapping[str, Any]:
     return found[0]
 
 
-def explain_facts(connection: Connection, job_id: int) -> dict[str, Any]:
-    """Return what tells why a job is where it is: itself, its pool, the queue before it, VMs."""
-    found = dict(job(connection, job_id))
-    pool = dict(pools(connection, ids=[found["pool_id"]])[0])
-    more = rows(
-        connection,
-        """SELECT (SELECT count(*) FROM jobs o
-                   WHERE o.pool_id = :pool AND o.state = 'NEW'
-                     AND (o.priority > :priority OR o.priority = :priority AND o.id < :id)
-                  ) AS before,
-                  (SELECT coalesce(max(v.slots - (
-                     SELECT coalesce(sum(cores), 0) FROM attempts
-                     WHERE vm_id = v.id AND state IN ('PLACED', 'STARTED')) - (
-                     SELECT coalesce(sum(slots), 0) FROM leases
-                     WHERE vm_id = v.id AND NOT for_jobs AND released_at IS NULL)), 0)
-                   FROM vms v
-                   WHERE v.pool_id = :pool AND v.state = 'RUNNING' AND NOT v.draining)::int AS free,
-                  (SELECT extract(epoch FROM not_before - now())::float8 FROM jobs
-                   WHERE id = :id AND not_before > now()) AS waits_s,
-                  (SELECT extract(epoch FROM paused_until - now())::float8 FROM pools
-                   WHERE id = :pool AND paused_until > now()) AS paused_s""",
-        pool=pool["id"],
-        id=job_id,
-        priority=found["priority"],
-    )[0]
-    by_state = rows(
-        connection,
-        """SELECT state, count(*) AS count FROM vms WHERE pool_id = :pool AND state <> 'HALTED'
-           GROUP BY state""",
-        pool=pool["id"],
-    )
-    return {
-        "job": found,
-        "pool": pool,
-        "vms": {row["state"]: row["count"] for row in by_state},
-        "queue_before": more["before"],
-        "most_free_slots": more["free"],
-        "waits_s": more["waits_s"],
-        "paused_s": more["paused_s"],
-    }
-
-
 def _where(filters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the WHERE clause of the filters that are given, and their `:values`."""
     given = {clause: value for clause, value in filters.items() if value is not None}
-    values = {clause.partition(":")[2].rstrip(")"): value for clause, value in given.items()}
+    values = {
+        re.sub(r"\W.*", "", clause.partition(":")[2]): value for clause, value in given.items()
+    }
     return (f"WHERE {' AND '.join(given)}" if given else ""), values
 
 
-def _pattern(name: str | None) -> str | None:
-    if name is None:
-        return None
+def like(name: str) -> str:
+    """Return the pattern of LIKE for a name in which `*` is any text."""
     plain = name.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
     return plain.replace("*", "%")
 

@@ -27,7 +27,10 @@ _AGAIN = text("""
 
 
 def submit_again(connection: Connection, job_id: int, *, pool_id: int | None = None) -> int:
-    """Insert a NEW job like `job_id`, sharing its spec, in its pool or another; return its id."""
+    """Insert a NEW job like `job_id`, sharing its spec, in its pool or another; return its id.
+
+    It keeps the index it had in an array, but is not one of the array's jobs.
+    """
     made = connection.scalar(_AGAIN, {"id": job_id, "pool": pool_id})
     return int(made)
 
@@ -59,7 +62,8 @@ def delete_pool(connection: Connection, pool_id: int) -> None:
         return
     state = connection.scalar(text("SELECT state FROM pools WHERE id = :id"), {"id": pool_id})
     if state is not None and state != PoolState.PENDING_DELETE:
-        raise Refused(f"the pool is {state} and cannot be deleted", hint="close it first")
+        has = " with jobs that have not ended" if state == PoolState.UNSUBMITTED else ""
+        raise Refused(f"the pool is {state}{has} and cannot be deleted", hint="close it first")
 
 
 def drain_vm(connection: Connection, vm_id: int) -> None:

@@ -12,18 +12,26 @@ from sqlalchemy import Connection, text
 
 from remuda.models.base import sql_list
 from remuda.models.database import rows
+from remuda.models.demand import Shape, demand_of, limits_of
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.vm_life import close_idle, insert_vms
+from remuda.models.waiting import READY
 
 
 @dataclass(frozen=True, slots=True)
 class PoolDemand:
-    """A pool, its row locked, with its VMs (see `_VMS`) and its waiting work in slots."""
+    """A pool, its row locked, with its VMs (see `_VMS`) and its waiting work, in slots and shapes.
+
+    `memory_bytes`, `gpus`: what a new VM will have, as far as is known.
+    """
 
     now: datetime
     pool: Mapping[str, Any]
     vms: tuple[Mapping[str, Any], ...]
     queued_slots: int
+    shapes: tuple[Shape, ...] = ()
+    memory_bytes: int | None = None
+    gpus: int = 0
 
 
 # Due: its period has passed, or VMs may have ended. The lock keeps two beats from sizing one pool.
@@ -40,24 +48,20 @@ _VMS = """
            least(v.slots, greatest(coalesce(a.cores, 0) + coalesce(l.slots, 0),
                                    (coalesce(a.live, 0) > 0)::int)) AS busy_slots,
            greatest(coalesce(a.cores, 0) - v.slots, 0) AS ahead_slots,
-           greatest(v.running_at, v.busy_at) AS idle_since
+           greatest(v.running_at, v.busy_at) AS idle_since, v.bound_owner_id, v.bound_sandbox,
+           v.architecture, v.memory_bytes, v.gpus, v.facts,
+           coalesce(a.memory_bytes, 0) AS used_memory_bytes, coalesce(a.gpus, 0) AS used_gpus
     FROM vms v
     LEFT JOIN LATERAL (SELECT sum(cores) FILTER (WHERE state <> 'EXITED')::int AS cores,
+                              sum(memory_bytes) FILTER (WHERE state <> 'EXITED')::bigint
+                                AS memory_bytes,
+                              sum(gpus) FILTER (WHERE state <> 'EXITED')::int AS gpus,
                               count(*) AS live FROM attempts
                        WHERE vm_id = v.id AND state IN ('PLACED', 'STARTED', 'EXITED')) a ON true
     LEFT JOIN LATERAL (SELECT sum(slots)::int AS slots FROM leases
                        WHERE vm_id = v.id AND NOT for_jobs AND released_at IS NULL) l ON true
     WHERE v.pool_id = :pool AND v.state <> 'HALTED' ORDER BY v.id
 """
-
-_QUEUED = text("""
-    SELECT (SELECT coalesce(sum(cores), 0) FROM jobs
-            WHERE pool_id = :pool AND state = 'NEW' AND cores <= :slots
-              AND coalesce(memory_bytes, 0) <= coalesce(:memory_bytes, 9223372036854775807)
-              AND (not_before IS NULL OR not_before <= now()))
-         + (SELECT coalesce(sum(slots), 0) FROM lease_requests
-            WHERE pool_id = :pool AND slots <= :slots AND expires_at > now())
-""")
 
 
 def due_pools(connection: Connection, *, pool_id: int | None = None) -> list[PoolDemand]:
@@ -66,10 +70,20 @@ def due_pools(connection: Connection, *, pool_id: int | None = None) -> list[Poo
     found = []
     for pool in rows(connection, _DUE, pool=pool_id):
         vms = tuple(rows(connection, _VMS, pool=pool["id"]))
-        vm_size = {"slots": pool["slots_per_vm"], "memory_bytes": pool["memory_bytes_per_vm"]}
-        queued = connection.scalar(_QUEUED, {"pool": pool["id"], **vm_size})
+        queued, shapes = demand_of(connection, pool)
         ahead = sum(vm["ahead_slots"] for vm in vms)
-        found.append(PoolDemand(now, dict(pool), vms, int(queued) + ahead))
+        fresh = limits_of(connection, [pool["id"]])[pool["id"]]
+        found.append(
+            PoolDemand(
+                now,
+                dict(pool),
+                vms,
+                queued + ahead,
+                tuple(shapes),
+                memory_bytes=fresh.memory_bytes,
+                gpus=fresh.gpus,
+            )
+        )
     return found
 
 
@@ -79,7 +93,9 @@ def next_due_s(connection: Connection) -> float | None:
         text(
             f"""SELECT min(extract(epoch FROM p.last_resize_at - now()) + p.elastic_resize_period_s)
                 FROM pools p WHERE p.is_elastic AND p.state IN ({sql_list(OPEN_POOL)})
-                  AND EXISTS (SELECT FROM jobs j WHERE j.pool_id = p.id AND j.state = 'NEW')"""
+                  AND (EXISTS (SELECT FROM jobs j WHERE j.pool_id = p.id AND {READY})
+                       OR EXISTS (SELECT FROM jobs j WHERE j.pool_ids @> ARRAY[p.id]
+                                    AND j.pool_ids IS NOT NULL AND {READY}))"""
         )
     )
     return None if found is None else max(0.0, float(found))
@@ -93,10 +109,12 @@ def apply_decision(
     close_vm_ids: Sequence[int],
     drain_vm_ids: Sequence[int] = (),
     decision: Mapping[str, Any],
+    again_soon: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Insert the new VMs, bring the idle ones to STOPPING, drain others, store the decision.
 
     Returns (VMs to spawn, VMs to terminate): fewer are closed when one became busy meanwhile.
+    `again_soon`: this was only half of it, the pool's period does not begin anew.
     """
     pool_id = demand.pool["id"]
     born = insert_vms(connection, pool_id, grow_vms) if grow_vms else []
@@ -117,10 +135,15 @@ def apply_decision(
         )
     connection.execute(
         text(
-            """UPDATE pools SET last_resize_at = now(), decision = CAST(:decision AS jsonb)
+            """UPDATE pools SET decision = CAST(:decision AS jsonb),
+                 last_resize_at = CASE WHEN :soon THEN last_resize_at ELSE now() END
                WHERE id = :pool"""
         ),
-        {"pool": pool_id, "decision": json.dumps(dict(decision), default=str)},
+        {
+            "pool": pool_id,
+            "decision": json.dumps(dict(decision), default=str),
+            "soon": again_soon,
+        },
     )
     return born, closed
 

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
 from remuda.models.exits import release_idle_leases
+from remuda.models.waiting import TAKES_LONG, UNLIMITED
 
 _TO_START = """
     SELECT a.id AS attempt_id, a.job_id, a.epoch, a.cores, a.memory_bytes, a.gpus, j.walltime_s,
@@ -47,6 +48,34 @@ def floor(connection: Connection, vm_id: int) -> int:
         {"vm": vm_id},
     )
     return int(found)
+
+
+def stuck(connection: Connection, vm_id: int, *, horizon_s: float) -> list[int]:
+    """Return the PLACED attempts of a VM that have no room there and will not have it soon.
+
+    They were placed ahead, behind what now turns out to take long, or was suspended.
+    """
+    statement = text(f"""
+        WITH vm AS (
+          SELECT slots, coalesce(memory_bytes, {UNLIMITED}) AS memory FROM vms WHERE id = :vm
+        ), live AS (
+          SELECT id, state, cores, coalesce(memory_bytes, 0) AS memory, {TAKES_LONG} AS long
+          FROM attempts WHERE vm_id = :vm AND state IN ('PLACED', 'STARTED')
+        ), queue AS (
+          SELECT id, state, cores, memory, sum(cores) OVER upto AS slots_upto,
+                 sum(memory) OVER upto AS memory_upto
+          FROM live WINDOW upto AS (ORDER BY state = 'PLACED', id)
+        ), waiting AS (
+          SELECT id, max(q.cores) OVER () AS cores, max(q.memory) OVER () AS memory FROM queue q, vm
+          WHERE state = 'PLACED' AND (slots_upto > vm.slots OR memory_upto > vm.memory)
+        ), kept AS (
+          SELECT coalesce(sum(cores), 0) AS cores, coalesce(sum(memory), 0) AS memory
+          FROM live WHERE long
+        )
+        SELECT w.id FROM waiting w, vm, kept
+        WHERE w.cores > vm.slots - kept.cores OR w.memory > vm.memory - kept.memory
+        ORDER BY w.id""")
+    return list(connection.scalars(statement, {"vm": vm_id, "horizon": horizon_s}))
 
 
 def take_back(connection: Connection, vm_id: int, attempt_ids: Sequence[int]) -> list[int]:

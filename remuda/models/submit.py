@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
+from remuda.retries import retry_row
+from remuda.spec import JobSpec
+from remuda.spec_files import filler
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,45 @@ class NewJob:
     tags: list[str] = field(default_factory=list)
     pin_cpus: bool = False
     max_queue_s: float | None = None
+    unmet: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NewJob, _JOB[1](
+            self
+        )  # what a frozen dataclass does by itself takes ten times as long
+
+
+def new_job(
+    spec: JobSpec,
+    place: int,
+    *,
+    index: int | None = None,
+    params: dict[str, str] | None = None,
+) -> NewJob:
+    """Return the row of a job of the spec at `place`, its name filled in."""
+    templated = "{" in spec.name and (index is not None or params is not None)
+    return NewJob(
+        spec=place,
+        name=filler(index, params)(spec.name) if templated else spec.name,
+        cores=spec.cores,
+        memory_bytes=spec.memory_bytes,
+        walltime_s=spec.walltime_s,
+        priority=spec.priority,
+        max_attempts=spec.retries + 1,
+        array_index=index,
+        params=params,
+        idempotency_key=spec.idempotency_key,
+        follow=spec.follow,
+        retry=retry_row(spec.retry),
+        gpus=spec.gpus,
+        architecture=spec.architecture,
+        constraints=dict(spec.constraints) if spec.constraints else None,
+        sandbox=spec.sandbox,
+        tags=list(spec.tags),
+        pin_cpus=spec.pin_cpus,
+        max_queue_s=spec.max_queue_s,
+        unmet=len(spec.afters),
+    )
 
 
 _INSERT_SPECS = text("""
@@ -69,16 +112,17 @@ _INSERT_JOBS = text("""
     INSERT INTO jobs (id, pool_id, pool_ids, owner_id, spec_id, array_id, array_index, params, name,
                       idempotency_key, cores, memory_bytes, walltime_s, priority, max_attempts,
                       follow, retry, gpus, architecture, constraints, sandbox, tags, pin_cpus,
-                      max_queue_s)
+                      max_queue_s, unmet)
     OVERRIDING SYSTEM VALUE
     SELECT id, :pool_id, CAST(:pool_ids AS bigint[]), :owner_id, spec_id, :array_id, array_index,
            params, name, idempotency_key, cores, memory_bytes, walltime_s, priority, max_attempts,
-           follow, retry, gpus, architecture, constraints, sandbox, tags, pin_cpus, max_queue_s
+           follow, retry, gpus, architecture, constraints, sandbox, tags, pin_cpus, max_queue_s,
+           unmet
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
         id bigint, spec_id bigint, array_index int, params jsonb, name text, idempotency_key text,
         cores int, memory_bytes bigint, walltime_s float8, priority smallint, max_attempts int,
         follow boolean, retry jsonb, gpus int, architecture text, constraints jsonb, sandbox text,
-        tags jsonb, pin_cpus boolean, max_queue_s float8)
+        tags jsonb, pin_cpus boolean, max_queue_s float8, unmet int)
     ON CONFLICT (owner_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 """)
 
@@ -94,13 +138,27 @@ def owner_id(connection: Connection, name: str) -> int:
     return int(found)
 
 
-def new_array(connection: Connection, *, owner: int, name: str, size: int) -> int:
+def new_array(
+    connection: Connection, *, owner: int, name: str, size: int, max_running: int | None = None
+) -> int:
     """Insert an array of `size` jobs and return its id."""
     statement = text(
-        "INSERT INTO arrays (owner_id, name, size) VALUES (:owner, :name, :size) RETURNING id"
+        """INSERT INTO arrays (owner_id, name, size, max_running)
+           VALUES (:owner, :name, :size, :most) RETURNING id"""
     )
-    found = connection.scalar(statement, {"owner": owner, "name": name, "size": size})
-    return int(found)
+    given = {"owner": owner, "name": name, "size": size, "most": max_running}
+    return int(connection.execute(statement, given).scalar_one())
+
+
+def fit_array(connection: Connection, array_id: int) -> None:
+    """Set the array's size to its jobs; keys may have found others' jobs instead of making some."""
+    made = connection.scalar(
+        text("SELECT count(*) FROM jobs WHERE array_id = :id"), {"id": array_id}
+    )
+    statement = "UPDATE arrays SET size = :made WHERE id = :id AND size <> :made"
+    if not made:
+        statement = "DELETE FROM arrays WHERE id = :id"
+    connection.execute(text(statement), {"id": array_id, **({"made": made} if made else {})})
 
 
 def insert_jobs(
@@ -167,5 +225,10 @@ def _insert(
 
 
 def _fields(row: NewSpec | NewJob) -> dict[str, Any]:
-    """Return the columns of a row; `dataclasses.asdict` would copy each value, slowly."""
-    return {name: getattr(row, name) for name in row.__slots__}
+    """Return the columns of a row that are not NULL; `dataclasses.asdict` copies, slowly."""
+    names, values = _JOB if type(row) is NewJob else _SPEC
+    return {n: v for n, v in zip(names, values(row), strict=True) if v is not None}
+
+
+_JOB = (tuple(NewJob.__slots__), attrgetter(*NewJob.__slots__))
+_SPEC = (tuple(NewSpec.__slots__), attrgetter(*NewSpec.__slots__))

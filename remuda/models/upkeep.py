@@ -38,13 +38,21 @@ _QUIET = """
 """
 
 
+# And where something placed ahead does not come to its turn.
+_STUCK = """
+    UNION SELECT a.vm_id FROM attempts a JOIN vms v ON v.id = a.vm_id
+    WHERE v.state = 'RUNNING' AND a.state = 'PLACED' AND a.placed_at < now() - interval '2 seconds'
+"""
+
+
 def attempts_without_news(connection: Connection) -> Missed:
     """Return the attempts that have been in one state for longer than their messages take."""
     placed: dict[int, list[int]] = defaultdict(list)
     exited: dict[int, list[int]] = defaultdict(list)
     for row in rows(connection, _WITHOUT_NEWS):
         (placed if row["state"] == "PLACED" else exited)[row["vm_id"]].append(row["id"])
-    return Missed(dict(placed), dict(exited), [row["vm_id"] for row in rows(connection, _QUIET)])
+    quiet = {row["vm_id"] for row in rows(connection, _QUIET + _STUCK)}
+    return Missed(dict(placed), dict(exited), sorted(quiet))
 
 
 def expire(
@@ -54,6 +62,7 @@ def expire(
     leases.expire(connection)
     cancel_stranded(connection)
     connection.execute(text("DELETE FROM lease_requests WHERE expires_at < now()"))
+    connection.execute(text("DELETE FROM calls WHERE expires_at < now() - interval '10 seconds'"))
     connection.execute(
         text(
             """DELETE FROM heartbeats WHERE id IN (SELECT id FROM heartbeats

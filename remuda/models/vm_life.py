@@ -88,9 +88,9 @@ def move_vm(
 def insert_vms(connection: Connection, pool_id: int, count: int) -> list[int]:
     """Insert `count` VMs in NEW, the intent to make them, and return their ids."""
     statement = text("""
-        INSERT INTO vms (pool_id, image_id, name, slots, memory_bytes)
+        INSERT INTO vms (pool_id, image_id, name, slots, memory_bytes, gpus)
         SELECT p.id, p.image_id, p.name || '-' || nextval('vm_names'), p.slots_per_vm,
-               p.memory_bytes_per_vm
+               p.memory_bytes_per_vm, p.gpus_per_vm
         FROM pools p, generate_series(1, :count) WHERE p.id = :pool RETURNING id""")
     return list(connection.scalars(statement, {"pool": pool_id, "count": count}))
 
@@ -134,8 +134,8 @@ def close_idle(connection: Connection, vm_ids: Sequence[int]) -> list[int]:
     return list(connection.scalars(statement, {"ids": list(vm_ids)}))
 
 
-def silent_vms(connection: Connection) -> list[int]:
-    """Lock and return the VMs without a sign of life for their pool's stalling interval.
+def silent_vms(connection: Connection, *, most: int | None = None) -> list[int]:
+    """Lock and return the VMs (up to `most`) without a sign of life for their stalling interval.
 
     The time counts only while somebody listened: since the sweeps have run without a gap, and for a
     running VM up to its watch's last renewal, anew when the watch went to another worker. A VM
@@ -152,7 +152,8 @@ def silent_vms(connection: Connection) -> list[int]:
                   - make_interval(
                       secs => CASE WHEN v.state = 'RUNNING' THEN p.stalling_interval_s
                                    ELSE greatest(p.stalling_interval_s, 60) END)
-            ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED""",
+            ORDER BY v.id LIMIT :most FOR NO KEY UPDATE OF v SKIP LOCKED""",
+        most=most,
     )
     return [row["id"] for row in found]
 

@@ -35,6 +35,7 @@ class Vm(Base):
     name: Mapped[str] = mapped_column(Text, unique=True)
     # The idempotency token: committed before the provider is asked, and tagged on the machine.
     token: Mapped[uuid.UUID] = mapped_column(server_default=func.gen_random_uuid(), unique=True)
+    spawn_calls: Mapped[int] = mapped_column(server_default="0")  # of its provider
     provider_id: Mapped[str | None] = mapped_column(Text)
     address: Mapped[Json] = mapped_column(server_default="{}")
     private_ip: Mapped[str | None] = mapped_column(Text)

@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from remuda.errors import IllegalTransition, ProviderError, RemudaError, VmUnreachable
-from remuda.models import collect, query, watches
+from remuda.models import calls, collect, query, starting, watches
+from remuda.models.exits import lock_journal
 from remuda.models.states import VmState
 from remuda.models.vm_life import lock_vms, move_vm
 from remuda.tasks import logs, messages, recording
@@ -146,6 +147,7 @@ def agree(runtime: Runtime, row: Mapping[str, Any], channel: Channel) -> None:
     is sent again; a journal older than what was recorded means that the machine was replaced.
     """
     vm_id = row["id"]
+    stopped = runtime.transact(lambda c: calls.stopped_on(c, vm_id))  # before the runner is asked
     newest = channel.request("hello", watch=False, since=0)["journal"]
     status = channel.request("status")
     if newest < row["journal_n"]:
@@ -167,9 +169,40 @@ def agree(runtime: Runtime, row: Mapping[str, Any], channel: Channel) -> None:
     leftover = sorted(exited - set(wanted))
     if leftover:
         channel.send("free", a=leftover)
+    suspended = set(status.get("suspended", ()))
+    moved = {
+        a: a in suspended for a, was in stopped.items() if a in running and was != (a in suspended)
+    }
+    if moved:
+        runtime.transact(lambda c: calls.record_suspended(c, vm_id, moved))
+    relieve(runtime, row, channel)
     untold = [a for a, s in wanted.items() if s == "PLACED" and a not in queued | running | exited]
     if untold:
         messages.submit_job(vm_id, untold)
+
+
+def relieve(runtime: Runtime, row: Mapping[str, Any], channel: Channel) -> None:
+    """Take back what waits on the VM behind jobs that take long, so that it is placed elsewhere."""
+    vm_id = row["id"]
+    horizon_s = runtime.settings.placement_horizon_s
+    waiting = runtime.transact(lambda c: starting.stuck(c, vm_id, horizon_s=horizon_s))
+    if not waiting:
+        return
+    backend = runtime.links.backend(row["backend"])
+    recalled = backend.recall_jobs(channel, vm_address(row), waiting)
+
+    def work(connection: Connection) -> None:
+        if lock_journal(connection, vm_id) is not None:
+            starting.take_back(connection, vm_id, recalled)
+
+    if recalled:
+        runtime.transact(work)
+        log.info(
+            "VM %d: %d jobs no longer wait behind others",
+            vm_id,
+            len(recalled),
+            extra={"vm_id": vm_id, "attempt_ids": recalled},
+        )
 
 
 def is_gone(runtime: Runtime, row: Mapping[str, Any]) -> bool:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
-from remuda.errors import BackendError, DataStagingError, OutputNotAvailable
+from remuda.errors import BackendError, ConfigError, DataStagingError, OutputNotAvailable
 from remuda.models import collect
 from remuda.models.exits import lock_journal
 from remuda.models.watches import vm_for_channel
-from remuda.storage import Storage
 from remuda.tasks import decisions, recording
-from remuda.tasks.links import vm_address
 from remuda.tasks.retrying import known_of
 from remuda.tasks.runtime import Runtime
-from remuda.workers.channel import Channel
+from remuda.tasks.saving import Saver
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +36,34 @@ def get_results(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int] | None 
     if vm is None or not rows:
         return 0
     channel = runtime.links.get(vm)
+    saver = Saver(runtime, vm, channel)
     outputs: list[dict[str, Any]] = []
     failures: dict[int, str] = {}
-    for row in rows:
-        try:
-            outputs += _fetch(runtime, vm, channel, row)
-        except (DataStagingError, OutputNotAvailable) as error:
-            failures[row["attempt_id"]] = str(error)
-            log.warning("outputs are missing: %s", error, extra={"attempt_id": row["attempt_id"]})
+    rows = _under_way.take(rows)
+    if not rows:
+        return 0
+    try:
+        for row in rows:
+            try:
+                outputs += saver.save(row)
+            except (ConfigError, DataStagingError, OutputNotAvailable) as error:
+                failures[row["attempt_id"]] = str(error)
+                log.warning("outputs are lost: %s", error, extra={"attempt_id": row["attempt_id"]})
+        done = _finish(runtime, vm_id, rows, failures, outputs)
+    finally:
+        _under_way.leave(rows)
+    channel.send("free", a=[row["attempt_id"] for row in rows])
+    return len(done)
+
+
+def _finish(
+    runtime: Runtime,
+    vm_id: int,
+    rows: Sequence[Mapping[str, Any]],
+    failures: Mapping[int, str],
+    outputs: Sequence[Mapping[str, Any]],
+) -> set[int]:
+    """End the attempts and their jobs in one transaction."""
 
     def work(connection: Connection) -> set[int]:
         if lock_journal(connection, vm_id) is None:
@@ -60,38 +79,30 @@ def get_results(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int] | None 
         recording.tell(connection, vm_id, sorted(done))
         return done
 
-    done = runtime.transact(work)
-    channel.send("free", a=[row["attempt_id"] for row in rows])
-    return len(done)
+    return runtime.transact(work)
 
 
-def _fetch(
-    runtime: Runtime, vm: Mapping[str, Any], channel: Channel, row: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Copy one attempt's pending files and streams to the storage; return their rows."""
-    storage = Storage(runtime.settings.storage)
-    backend = runtime.links.backend(vm["backend"])
-    pending = row["pending"] or {}
-    wanted = [("file", name) for name in pending.get("files", {})]
-    wanted += [("stream", name) for name in pending.get("streams", [])]
-    found = []
-    for kind, name in wanted:
-        key = f"jobs/{row['job_id']}/{row['attempt_id']}/{kind}/{name}"
-        # A file of the sandbox may be called stdout, too.
-        source = name if kind == "stream" else f"./{name}"
-        with storage.writing(key) as target:
-            size = backend.fetch(channel, vm_address(vm), row["attempt_id"], source, target)
-        found.append(
-            {
-                "attempt_id": row["attempt_id"],
-                "kind": kind,
-                "name": name,
-                "size": size,
-                "data": None,
-                "url": storage.url(key),
-            }
-        )
-    return found
+class _UnderWay:
+    """The attempts this process is fetching from: what takes long is not begun twice."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ids: set[int] = set()
+
+    def take(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return those nobody has taken, taken now."""
+        with self._lock:
+            free = [row for row in rows if row["attempt_id"] not in self._ids]
+            self._ids.update(row["attempt_id"] for row in free)
+        return free
+
+    def leave(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Give them up."""
+        with self._lock:
+            self._ids.difference_update(row["attempt_id"] for row in rows)
+
+
+_under_way = _UnderWay()
 
 
 def free(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int]) -> None:

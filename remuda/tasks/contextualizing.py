@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from remuda.constraints import architecture_of
 from remuda.errors import VmUnreachable
 from remuda.models import machines as models
 from remuda.models import vm_life, watches
@@ -53,7 +54,7 @@ def contextualize(runtime: Runtime, vm_id: int) -> bool:
         vm_address(vm), watch=False, since=0, on_push=heard, timeout_s=CONNECT_TIMEOUT_S
     )
     try:
-        measured = _measured(channel.request("hello", watch=False, since=0))
+        measured = _measured(channel.request("hello", watch=False, since=0), row)
         result = None
         if row["preparation"]:
             _begin(runtime, vm_id, vm["state"], measured)
@@ -68,16 +69,33 @@ def contextualize(runtime: Runtime, vm_id: int) -> bool:
     return True
 
 
-def _measured(hello: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that say what the machine really is."""
+def _measured(hello: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that say what the machine really is.
+
+    The pool may say that its disks are SSDs, if the machine cannot tell.
+    """
+    facts = {name: hello[name] for name in _FACTS if hello.get(name) is not None}
+    if isinstance(row["settings"].get("ssd"), bool):
+        facts.setdefault("ssd", row["settings"]["ssd"])
     fields: dict[str, Any] = {
-        "architecture": hello["architecture"],
-        "gpus": int(hello.get("gpus") or 0),
-        "facts": {name: hello[name] for name in _FACTS if hello.get(name) is not None},
+        "architecture": architecture_of(hello["architecture"]),
+        "gpus": _gpus(hello.get("gpus"), row),
+        "facts": facts,
     }
     if hello.get("memory_bytes"):
         fields["memory_bytes"] = hello["memory_bytes"]
     return fields
+
+
+def _gpus(measured: int | None, row: Mapping[str, Any]) -> int:
+    """Return how many GPUs jobs may have: those there are, at most what the pool gives a VM.
+
+    VMs of the local provider are parts of one machine: they have what the pool says, or none.
+    """
+    given = int(row["gpus_per_vm"])
+    if measured is None:
+        return given
+    return min(measured, given) if given or row["provider"] == "local" else int(measured)
 
 
 def _begin(runtime: Runtime, vm_id: int, state: str, measured: Mapping[str, Any]) -> None:

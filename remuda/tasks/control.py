@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from remuda.models import upkeep
+from remuda.models import deadlines, dependencies, upkeep
 from remuda.models.database import reading
-from remuda.tasks import cancelling, enqueueing, machines, messages, names, placing, sizing
+from remuda.tasks import calling, cancelling, enqueueing, machines, messages, names, placing, sizing
 from remuda.tasks.app import app
 from remuda.tasks.runtime import get_runtime
 
@@ -40,8 +40,18 @@ def reconcile_vms() -> None:
 
 @app.task(name=names.RECONCILE_JOBS)  # type: ignore[untyped-decorator]
 def reconcile_jobs() -> None:
-    """Send again what attempts without news may have missed: start, collect, cancel, compare."""
+    """Send again what attempts without news may have missed: start, collect, cancel, compare.
+
+    Jobs whose parents ended before they were committed are settled.
+    Calls that no watcher heard of are answered here.
+    """
     runtime = get_runtime()
+    late = runtime.transact(deadlines.end_overdue)
+    if late:
+        log.info("%d jobs did not start in the time they were given", len(late))
+    unnoticed = runtime.transact(dependencies.reconcile)
+    if unnoticed:
+        log.info("%d dependencies had been decided unnoticed", unnoticed)
     with reading(runtime.engine) as connection:
         missed = upkeep.attempts_without_news(connection)
     for vm_id, ids in missed.placed.items():
@@ -51,6 +61,7 @@ def reconcile_jobs() -> None:
     for vm_id in missed.quiet:
         messages.update_job_state(vm_id)
     cancelling.cancel(runtime)
+    calling.answer_all(runtime)
 
 
 @app.task(name=names.EXPIRE)  # type: ignore[untyped-decorator]

@@ -18,7 +18,7 @@ def of_entries(
 ) -> list[Outcome]:
     """Return the outcomes of a runner's exit entries, each with the time it is on that clock."""
     bad = [entry["a"] for entry, _ in entries if entry["why"] != "OK"]
-    known = known_of(connection, bad) if bad else {}
+    known = known_of(connection, bad, among=[e["a"] for e, _ in entries]) if bad else {}
     return [_of_entry(known.get(entry["a"]), entry, now_s) for entry, now_s in entries]
 
 
@@ -44,6 +44,11 @@ def _of_entry(known: Known | None, entry: Mapping[str, Any], now_s: float) -> Ou
         io_read_bytes=entry.get("rd"),
         io_write_bytes=entry.get("wr"),
     )
+    begun = ran or entry.get("started")
+    if reason in (Reason.LOST, Reason.CANCELLED) and begun and pending and pending["streams"]:
+        # What it wrote is kept as of any other; its files are not wanted any more.
+        kept = {"files": {}, "streams": pending["streams"]}
+        return replace(outcome, state="EXITED", job_state="TERMINATING", pending=kept)
     if reason in (Reason.LOST, Reason.CANCELLED):
         return settle(known, replace(outcome, state=reason))
     if ran and pending is not None:
@@ -54,7 +59,10 @@ def _of_entry(known: Known | None, entry: Mapping[str, Any], now_s: float) -> Ou
 def _pending(entry: Mapping[str, Any]) -> dict[str, Any] | None:
     files = dict(entry.get("f") or {})
     streams = [name for name, key in (("stdout", "osp"), ("stderr", "esp")) if entry.get(key)]
-    return {"files": files, "streams": streams} if files or streams else None
+    if not files and not streams:
+        return None
+    programs = {"executable": list(entry["fx"])} if entry.get("fx") else {}
+    return {"files": files, "streams": streams, **programs}
 
 
 def inline_outputs(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -122,11 +130,13 @@ def collected(
     known: Known | None, row: Mapping[str, Any], *, failure: str | None = None
 ) -> Outcome:
     """Return the outcome of an EXITED attempt whose outputs were fetched, or could not be."""
+    kept_reason = failure is None or row["reason"] in (Reason.LOST, Reason.CANCELLED)
+    state = "COLLECTED" if failure is None else "FAILED"
     outcome = Outcome(
         attempt_id=row["attempt_id"],
-        state="COLLECTED" if failure is None else "FAILED",
+        state="LOST" if row["reason"] == Reason.LOST else state,
         job_state="TERMINATED",
-        reason=row["reason"] if failure is None else str(Reason.STAGING),
+        reason=row["reason"] if kept_reason else str(Reason.STAGING),
         message=row["message"] if failure is None else _clean(failure),
         started_age_s=0.0,
     )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from sqlalchemy import Connection
 
+from remuda.dependencies import Plan
 from remuda.errors import BadInput, Refused
+from remuda.models.dependencies import insert_dependencies, resolve
 from remuda.models.pool_life import find_pool
 from remuda.models.states import OPEN_POOL, PoolState
-from remuda.models.submit import NewJob, NewSpec, insert_jobs, owner_id
+from remuda.models.submit import NewSpec, insert_jobs, new_job, owner_id
 from remuda.spec import JobSpec
+from remuda.spec_files import output_row
 from remuda.tasks.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -26,36 +29,38 @@ def enqueue(
     """Submit the specs (keys of JobSpec, without files of the producer's) and return the job ids.
 
     `key` with a spec's place in the list is its idempotency key, so a repeated message submits
-    nothing twice. Raises BadInput for a wrong spec and Refused for a pool that is not open.
+    nothing twice. `after`: ids, or names of others among the specs, or mappings of After's fields.
+    Raises BadInput for a wrong spec and Refused for a pool that is not open.
     """
     if not 0 < len(key) <= 200:
         raise BadInput("enqueue needs an idempotency key of 1 to 200 characters")
     parsed = [_parse(spec) for spec in specs]
 
+    plan = Plan()
+    for spec in parsed:
+        plan.note(spec)
+        plan.add(spec)
+    edges = plan.edges()
+
     def work(connection: Connection) -> list[int]:
         found = find_pool(connection, pool)
         if found["state"] not in (*OPEN_POOL, PoolState.UNSUBMITTED, PoolState.FAILURE):
             raise Refused(f"pool {pool} is {found['state']}", hint="choose an open pool")
-        return insert_jobs(
+        who = owner_id(connection, owner)
+        waits = resolve(connection, edges, owner=who, indices=plan.indices)
+        ids = insert_jobs(
             connection,
             [_new_spec(spec, runtime.settings.output_limit_bytes) for spec in parsed],
             [
-                NewJob(
-                    spec=place,
-                    name=spec.name,
-                    cores=spec.cores,
-                    memory_bytes=spec.memory_bytes,
-                    walltime_s=spec.walltime_s,
-                    priority=spec.priority,
-                    max_attempts=spec.retries + 1,
-                    idempotency_key=f"{key}:{place}",
-                    follow=spec.follow,
-                )
+                replace(new_job(spec, place), idempotency_key=f"{key}:{place}")
                 for place, spec in enumerate(parsed)
             ],
             pool_id=found["id"],
-            owner=owner_id(connection, owner),
+            owner=who,
         )
+        if waits:
+            insert_dependencies(connection, waits, ids, lock=True)
+        return ids
 
     ids = runtime.transact(work)
     log.info("enqueued %d jobs", len(ids), extra={"pool": pool})
@@ -76,7 +81,10 @@ def _new_spec(spec: JobSpec, limit: int) -> NewSpec:
     return NewSpec(
         command=list(spec.words),
         environment=dict(spec.environment or {}),
-        outputs=[{"name": f.name, "optional": f.optional} for f in spec.output_files],
+        outputs=[output_row(file) for file in spec.output_files],
+        workdir=spec.workdir,
+        prologue=None if spec.prologue is None else list(map(str, spec.prologue)),
+        epilogue=None if spec.epilogue is None else list(map(str, spec.epilogue)),
         join_output=spec.join_output,
-        output_limit_bytes=limit,
+        output_limit_bytes=spec.output_limit_bytes or limit,
     )

@@ -43,6 +43,8 @@ def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
     try:
         provider = get_provider(row["provider"], runtime.settings, row["settings"])
         if row["state"] == VmState.NEW:
+            if not runtime.transact(lambda c: models.note_spawn(c, vm_id)):
+                return False
             provider_id = provider.spawn(_spec(row), str(row["token"]))
             found = provider.describe([provider_id]).get(provider_id)
             if found is None or found.state == "gone":
@@ -56,7 +58,8 @@ def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
         log.info("VM %d was taken further by somebody else: %s", vm_id, error)
         return False
     except (ProviderError, BackendError, BadInput, VmUnreachable) as error:
-        _failed(runtime, row, f"{type(error).__name__}: {error}")
+        nothing = isinstance(error, ProviderError) and error.made_nothing
+        _failed(runtime, row, f"{type(error).__name__}: {error}", made_nothing=nothing)
         return False
     return True
 
@@ -86,14 +89,23 @@ def _submitted(connection: Connection, vm_id: int, provider_id: str, found: VmDe
     )
 
 
-def _failed(runtime: Runtime, row: Mapping[str, Any], error: str) -> None:
-    def work(connection: Connection) -> None:
+def _failed(
+    runtime: Runtime, row: Mapping[str, Any], error: str, *, made_nothing: bool = False
+) -> None:
+    """Give up a VM that could not be launched; it is gone at once if there never was a machine."""
+
+    def work(connection: Connection) -> bool:
         note_launch(connection, row["pool_id"], error=error)  # pool before VM, as sizing locks
         vm_life.move_vm(connection, row["id"], VmState.ERROR, fields={"error": error[:2000]})
         vm_life.move_vm(connection, row["id"], VmState.STOPPING)
+        # Only if no other call of the same token can have made one.
+        gone = made_nothing and models.spawned_once(connection, row["id"])
+        if gone:
+            vm_life.move_vm(connection, row["id"], VmState.HALTED)
+        return gone
 
     try:
-        runtime.transact(work)
+        gone = runtime.transact(work)
     except IllegalTransition as moved:
         log.info("VM %d failed to launch, but had moved on: %s", row["id"], moved)
         return
@@ -103,7 +115,8 @@ def _failed(runtime: Runtime, row: Mapping[str, Any], error: str) -> None:
         error,
         extra={"vm_id": row["id"], "pool_id": row["pool_id"]},
     )
-    messages.terminate_vm([row["id"]])
+    if not gone:
+        messages.terminate_vm([row["id"]])
 
 
 def terminate_vm(runtime: Runtime, vm_id: int) -> bool:
@@ -167,23 +180,26 @@ def declare_stalled(runtime: Runtime) -> list[int]:
     Those replaced, or silent for another interval, are terminated. Returns the newly stalled.
     """
 
-    def work(connection: Connection) -> tuple[list[tuple[int, int]], list[int]]:
+    def begin(connection: Connection) -> list[int]:
         vm_life.note_sweep(connection, "declare_stalled", gap_s=STALL_GAP_S)
-        silent = []
-        for vm_id in vm_life.silent_vms(connection):
-            vm_life.move_vm(connection, vm_id, VmState.STALLED)
-            lost = recording.lose_attempts(connection, vm_id, "its VM sent no heartbeats")
-            silent.append((vm_id, lost))
         over = vm_life.stalled_for_good(connection)
         for vm_id in over:
             vm_life.move_vm(connection, vm_id, VmState.STOPPING, allowed=[VmState.STALLED])
-        return silent, over
+        return over
 
-    silent, over = runtime.transact(work)
-    for vm_id, lost in silent:
+    def stall_one(connection: Connection) -> tuple[int, int] | None:
+        for vm_id in vm_life.silent_vms(connection, most=1):
+            vm_life.move_vm(connection, vm_id, VmState.STALLED)
+            return vm_id, recording.lose_attempts(connection, vm_id, "its VM sent no heartbeats")
+        return None
+
+    messages.terminate_vm(runtime.transact(begin))
+    silent = []
+    while (found := runtime.transact(stall_one)) is not None:  # each on its own: few locks at once
+        vm_id, lost = found
         logs.transition("vm", vm_id, "STALLED", attempts_lost=lost)
-    messages.terminate_vm(over)
-    return [vm_id for vm_id, _ in silent]
+        silent.append(vm_id)
+    return silent
 
 
 def check_vms(runtime: Runtime, vm_ids: list[int] | None = None) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from remuda.models import dispatch as models
 from remuda.models import starting
 from remuda.models.exits import lock_journal, record_ends
 from remuda.models.watches import vm_for_channel
+from remuda.spec_files import filler
 from remuda.tasks import decisions, logs, messages
 from remuda.tasks.links import vm_address
 from remuda.tasks.runtime import Runtime
@@ -22,15 +22,27 @@ from remuda.workers import placement
 from remuda.workers.backends.base import InputFile, OutputFile, StartJob
 
 log = logging.getLogger(__name__)
+_ROUNDS = 20
 
 
 def dispatch(runtime: Runtime) -> dict[int, int]:
     """Place what can be placed and hand it to the runners; return the new attempts by VM."""
+    total: Counter[int] = Counter()
+    for _ in range(_ROUNDS):
+        by_vm, again = _dispatch_once(runtime)
+        total += Counter(by_vm)
+        if not again:
+            break
+    return dict(total)
+
+
+def _dispatch_once(runtime: Runtime) -> tuple[dict[int, int], bool]:
+    """Place what is seen in one snapshot; also tell whether another may find room for more."""
     settings = runtime.settings
 
-    def work(connection: Connection) -> list[models.Placed]:
+    def work(connection: Connection) -> tuple[list[models.Placed], bool]:
         if not models.anything_waiting(connection):
-            return []
+            return [], False
         snapshot = models.take_snapshot(
             connection,
             max_ahead=settings.placement_max_ahead,
@@ -40,9 +52,12 @@ def dispatch(runtime: Runtime) -> dict[int, int]:
             _for_placement(snapshot, settings.placement_horizon_s, settings.placement_max_ahead),
             snapshot.now,
         )
-        return models.apply_placements(connection, snapshot, [(p.job_id, p.vm_id) for p in decided])
+        placed = models.apply_placements(
+            connection, snapshot, [(p.job_id, p.vm_id) for p in decided]
+        )
+        return placed, bool(placed) and snapshot.cut and _is_room_left(snapshot, decided)
 
-    placed = runtime.transact(work)
+    placed, again = runtime.transact(work)
     by_vm: dict[int, list[int]] = defaultdict(list)
     for attempt in placed:
         by_vm[attempt.vm_id].append(attempt.attempt_id)
@@ -51,7 +66,16 @@ def dispatch(runtime: Runtime) -> dict[int, int]:
         )
     for vm_id, attempt_ids in by_vm.items():
         hand_over(runtime, vm_id, attempt_ids)
-    return {vm_id: len(ids) for vm_id, ids in by_vm.items()}
+    return {vm_id: len(ids) for vm_id, ids in by_vm.items()}, again
+
+
+def _is_room_left(snapshot: models.Snapshot, decided: Sequence[placement.Placement]) -> bool:
+    """Return whether a VM has free slots that none of the jobs seen could use."""
+    left = {vm.id: vm.slots - vm.used_slots for vm in snapshot.vms}
+    cores = {job.id: job.cores for job in snapshot.jobs}
+    for placed in decided:
+        left[placed.vm_id] -= left[placed.vm_id] if placed.ahead else cores[placed.job_id]
+    return any(slots > 0 for slots in left.values())
 
 
 def _for_placement(
@@ -68,6 +92,12 @@ def _for_placement(
                 cores=job.cores,
                 memory_bytes=job.memory_bytes,
                 expected_wall_s=job.expected_wall_s,
+                gpus=job.gpus,
+                architecture=job.architecture,
+                constraints=job.constraints,
+                sandbox=job.sandbox,
+                array_id=job.array_id,
+                pool_ids=job.pool_ids or (),
             )
             for job in snapshot.jobs
         ),
@@ -83,11 +113,19 @@ def _for_placement(
                 else max(0, vm.memory_bytes - vm.used_memory_bytes),
                 backlog_s=vm.backlog_s,
                 backlog_count=vm.backlog_count,
+                free_gpus=max(0, vm.gpus - vm.used_gpus),
+                hardware=vm.hardware,
+                isolation=vm.isolation,
+                bound_owner_id=vm.bound_owner_id,
+                bound_sandbox=vm.bound_sandbox,
+                ahead_slots=vm.ahead_slots,
+                ahead_memory_bytes=vm.ahead_memory_bytes,
             )
             for vm in snapshot.vms
         ),
         horizon_s=horizon_s,
         max_ahead=max_ahead,
+        array_room=snapshot.array_room,
     )
 
 
@@ -195,18 +233,6 @@ def _fail(runtime: Runtime, vm_id: int, attempt_id: int, message: str) -> None:
     runtime.transact(work)
 
 
-def filler(index: int | None, params: Mapping[str, str] | None) -> Callable[[str], str]:
-    """Return what fills `{index}` and the `{names}` of a row of parameters into a text.
-
-    One pass: what was filled in is not looked at again.
-    """
-    values = {**(params or {}), **({} if index is None else {"index": str(index)})}
-    if not values:
-        return lambda text: text
-    pattern = re.compile("|".join(re.escape(f"{{{name}}}") for name in values))
-    return lambda text: pattern.sub(lambda found: values[found[0][1:-1]], text)
-
-
 def _filled(fill: Callable[[str], str], words: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if words is None else tuple(map(fill, words))
 
@@ -222,7 +248,7 @@ def _start_job(row: Mapping[str, Any]) -> StartJob:
         command=tuple(fill(word) for word in row["command"]),
         env={
             **row["constants"],
-            **row["environment"],
+            **{n: fill(v) if row["params"] else v for n, v in row["environment"].items()},
             **({} if index is None else {"REMUDA_ARRAY_INDEX": str(index)}),
         },
         inputs=tuple(

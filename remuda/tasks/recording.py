@@ -39,12 +39,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a batch led to: the attempts with outputs to fetch, and the sandboxes to remove."""
+    """What a batch led to: the attempts with outputs to fetch, and the sandboxes to remove.
+
+    `retry_in_s`: the pauses after which jobs of it may be tried again.
+    """
 
     mark: int
     ended: int
     to_collect: list[int]
     to_free: list[int]
+    retry_in_s: tuple[float, ...] = ()
 
 
 def record(runtime: Runtime, vm_id: int, batch: Batch, channel: Channel | None) -> Recorded:
@@ -75,6 +79,7 @@ def _record(connection: Connection, vm_id: int, batch: Batch) -> Recorded:
         if e["t"] == "start" and e["a"] not in ended
     }
     newest = max(fresh, default=mark)
+    exits.lock_jobs(connection, [*starts, *ended])
     exits.record_starts(connection, vm_id, starts)
     outcomes = decisions.of_entries(connection, list(ended.values()))
     outputs = [row for e, _ in ended.values() for row in decisions.inline_outputs(e)]
@@ -83,7 +88,8 @@ def _record(connection: Connection, vm_id: int, batch: Batch) -> Recorded:
     tell(connection, vm_id, [*starts, *live])
     to_collect = [a for a in live if by_id[a].state == "EXITED"]
     to_free = [a for a, (e, _) in ended.items() if e.get("box") and a not in to_collect]
-    return Recorded(newest, len(live), to_collect, to_free)
+    pauses = tuple(by_id[a].delay_s for a in live if by_id[a].job_state == "NEW")
+    return Recorded(newest, len(live), to_collect, to_free, pauses)
 
 
 def tell(connection: Connection, vm_id: int, attempt_ids: Sequence[int]) -> None:

@@ -25,8 +25,13 @@ class Known:
     most_memory_bytes: int | None = None
 
 
-def known_of(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Known]:
-    """Return what the decision about each of these attempts needs, their jobs' rows locked."""
+def known_of(
+    connection: Connection, attempt_ids: Sequence[int], *, among: Sequence[int] = ()
+) -> dict[int, Known]:
+    """Return what the decision about each of these attempts needs, their jobs' rows locked.
+
+    `among`: all attempts the transaction ends, if they are more than these.
+    """
     found = {
         attempt_id: Known(facts, policy_from_row(facts.retry, max_attempts=facts.max_attempts))
         for attempt_id, facts in exits.facts(connection, attempt_ids).items()
@@ -42,23 +47,24 @@ def known_of(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Kn
         ]
     for i, most in exits.largest_memory(connection, retried).items():
         found[i].most_memory_bytes = most
-    _share_budgets(connection, [found[i] for i in retried])
+    _share_budgets(connection, [found[i] for i in retried], among or attempt_ids)
     return found
 
 
-def _share_budgets(connection: Connection, retried: Sequence[Known]) -> None:
-    """Lock the arrays whose jobs share a number of retries, so that it is exact."""
-    sharing = [
-        (known, known.facts.array_id)
-        for known in retried
-        if known.policy.max_total_retries is not None and known.facts.array_id is not None
-    ]
-    if not sharing:
+def _share_budgets(
+    connection: Connection, retried: Sequence[Known], attempt_ids: Sequence[int]
+) -> None:
+    """Lock the arrays whose jobs share a number of retries, so that it is exact.
+
+    With them all others whose counts the transaction will change, or two could wait for each other.
+    """
+    if all(known.facts.array_id is None for known in retried):
         return
-    counts = exits.array_retries(connection, [array_id for _, array_id in sharing])
+    counts = exits.array_retries(connection, attempt_ids)
     shared = {array_id: [count] for array_id, count in counts.items()}
-    for known, array_id in sharing:
-        known.array_retries = shared[array_id]
+    for known in retried:
+        if known.facts.array_id is not None:
+            known.array_retries = shared[known.facts.array_id]
 
 
 def settle(known: Known | None, outcome: Outcome) -> Outcome:

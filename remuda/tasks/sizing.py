@@ -7,16 +7,20 @@ from dataclasses import asdict
 
 from sqlalchemy import Connection
 
+from remuda.constraints import hardware_of
 from remuda.errors import BadInput
 from remuda.models import sizing as models
 from remuda.models.cancel import cancel_requeued, request_cancel
 from remuda.models.database import rows
 from remuda.models.leases import release_all
+from remuda.models.pool_life import leave_pool
 from remuda.models.states import PoolState, VmState
 from remuda.models.vm_life import close_idle, lock_vms
 from remuda.tasks import logs, messages
 from remuda.tasks.runtime import Runtime
 from remuda.workers import scaling
+from remuda.workers.packing import Demand
+from remuda.workers.placement import binding
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +78,13 @@ def _size(connection: Connection, demand: models.PoolDemand) -> tuple[list[int],
             connection,
             demand,
             grow_vms=decision.grow_vms,
-            close_vm_ids=[*decision.close_vm_ids, *_drained(demand)],
+            close_vm_ids=[
+                *decision.close_vm_ids,
+                *decision.replace_vm_ids,
+                *_drained(demand),
+            ],
             drain_vm_ids=decision.drain_vm_ids,
+            again_soon=bool(decision.replace_vm_ids),
             decision={**asdict(decision), "at": demand.now.isoformat()},
         )
         if born or closed:
@@ -102,6 +111,7 @@ def _close(connection: Connection, demand: models.PoolDemand) -> list[int]:
     lock_vms(connection, [vm["id"] for vm in demand.vms])  # before jobs, as recording locks
     if demand.pool["close_now"]:
         release_all(connection, demand.pool["id"])
+    leave_pool(connection, demand.pool["id"])
     states = "<> 'TERMINATED'" if demand.pool["close_now"] else "= 'NEW'"
     left = rows(
         connection,
@@ -138,6 +148,12 @@ def _snapshot(demand: models.PoolDemand) -> scaling.PoolSnapshot:
                 busy_slots=vm["busy_slots"],
                 idle_since=vm["idle_since"] if vm["busy_slots"] == 0 else None,
                 draining=vm["draining"],
+                free_memory_bytes=None
+                if vm["memory_bytes"] is None
+                else vm["memory_bytes"] - vm["used_memory_bytes"],
+                free_gpus=vm["gpus"] - vm["used_gpus"],
+                hardware=hardware_of(vm) if vm["state"] == VmState.RUNNING else None,
+                key=binding(pool["isolation"], vm["bound_owner_id"], vm["bound_sandbox"]),
             )
             for vm in demand.vms
             if vm["state"] in _STAGE
@@ -147,4 +163,19 @@ def _snapshot(demand: models.PoolDemand) -> scaling.PoolSnapshot:
         provider_known=True,
         launch_failures=pool["launch_failures"],
         paused_until=pool["paused_until"],
+        demands=tuple(
+            Demand(
+                count=shape.count,
+                cores=shape.cores,
+                memory_bytes=shape.memory_bytes,
+                gpus=shape.gpus,
+                architecture=shape.architecture,
+                constraints=shape.constraints,
+                key=binding(pool["isolation"], shape.owner_id, shape.sandbox),
+            )
+            for shape in demand.shapes
+        ),
+        isolation=pool["isolation"],
+        memory_bytes_per_vm=demand.memory_bytes,
+        gpus_per_vm=demand.gpus,
     )

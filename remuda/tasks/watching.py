@@ -9,10 +9,12 @@ watcher dead, the sweeps still bring every job to its end.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from celery import bootsteps
@@ -20,13 +22,15 @@ from celery import bootsteps
 from remuda.errors import RemudaError, Unreachable
 from remuda.models.database import WAKE_CHANNEL, Listener
 from remuda.models.watches import release_watches, renew_watches
-from remuda.tasks import attaching, cancelling, messages, placing, recording, sizing
+from remuda.tasks import attaching, calling, cancelling, messages, placing, recording, sizing
 from remuda.tasks.runtime import Runtime, drop_runtime, get_runtime
 from remuda.workers.channel import Channel
 
 log = logging.getLogger(__name__)
 
 _GATHER_S = 0.03  # how long pushes are gathered while the runner has plenty to do
+_SOON_S = 60.0  # retries due within it are looked for on time, later ones by the sweep
+_STEP_S = 0.1
 
 
 class Watcher:
@@ -40,12 +44,15 @@ class Watcher:
         self._batches: dict[int, recording.Batch] = defaultdict(recording.Batch)
         self._beats: dict[int, dict[str, Any]] = {}
         self._output: list[dict[str, Any]] = []
+        self._suspended: dict[int, dict[int, bool]] = defaultdict(dict)
         self._wakes: set[str] = {"dispatch"}
         self._in_flight: dict[int, int] = defaultdict(int)
         self._refill_at: dict[int, int] = {}
         self._renew_at = 0.0
         self._resize_at = float("inf")
+        self._retry_at: set[float] = set()
         self._attacher = attaching.Attacher(runtime, self.heard, self.wake)
+        self._answerer = calling.Answerer(runtime)
         self._threads = [
             threading.Thread(target=self._listen, name="remuda-listener", daemon=True),
             threading.Thread(target=self._loop, name="remuda-watcher", daemon=True),
@@ -62,6 +69,7 @@ class Watcher:
         self._inbox.put(("stop", None, None))
         self._threads[1].join(timeout=10)
         self._attacher.close()
+        self._answerer.close()
         try:
             self._runtime.transact(lambda c: release_watches(c, self._runtime.worker))
         except RemudaError as error:
@@ -73,8 +81,11 @@ class Watcher:
         return self._attacher
 
     def wake(self, kind: str) -> None:
-        """Have the loop do what `kind` asks for: dispatch, cancel, follow, stop, watch, pool or vm."""
-        self._inbox.put(("wake", kind, None))
+        """Have done what `kind` asks for: call, dispatch, cancel, follow, stop, watch, pool or vm."""
+        if kind == "call":
+            self._answerer.wake()  # somebody waits for it: not in the loop's turn
+        else:
+            self._inbox.put(("wake", kind, None))
 
     def heard(self, vm_id: int, channel: Channel, message: dict[str, Any] | None) -> None:
         """Take a push of a VM's runner (None: its channel closed); called by the channel's thread."""
@@ -95,6 +106,7 @@ class Watcher:
             try:
                 self.wake("dispatch")  # what came while nobody listened
                 self.wake("cancel")
+                self.wake("call")
                 while not self._stop.is_set():
                     for _, kind in listener.wait(1.0):
                         self.wake(kind)
@@ -125,8 +137,8 @@ class Watcher:
     def _gather(self, pause: float) -> None:
         """Wait for something to do; then take all there is, `pause` seconds long if nothing hurries."""
         deadline = time.monotonic() + pause
-        if not (self._wakes or self._batches or self._output):
-            next_at = min(self._renew_at, self._resize_at)
+        if not (self._wakes or self._batches or self._output or self._suspended):
+            next_at = min(self._renew_at, self._resize_at, *self._retry_at)
             self._take(timeout_s=max(0.01, next_at - time.monotonic()))
         while True:
             left = deadline - time.monotonic()
@@ -156,6 +168,8 @@ class Watcher:
             self._beats[vm_id] = message
         elif push == "output":
             self._output.append(message)
+        elif push == "state":
+            self._suspended[vm_id][message["a"]] = bool(message["suspended"])
         elif push == "prepared":
             messages.spawn_vm([vm_id])  # takes the VM on from where it is
         elif push == "unwatched":
@@ -164,16 +178,19 @@ class Watcher:
     def _turn(self) -> float:
         """Do all there is to do; return for how long the next pushes may be gathered."""
         runtime = self._runtime
-        output, self._output = self._output, []
-        recording.record_output(runtime, output)
+        recording.record_output(runtime, self._output)
+        self._output = []  # only now: a failed turn records it again
         busy = self._record()
+        for vm_id in list(self._suspended):
+            calling.record_states(runtime, vm_id, self._suspended[vm_id])
+            del self._suspended[vm_id]
         wakes, self._wakes = self._wakes, set()
         try:
             if "cancel" in wakes:
                 cancelling.cancel(runtime)
             if "follow" in wakes:
                 cancelling.follow(runtime)
-            if "dispatch" in wakes or time.monotonic() >= self._resize_at:
+            if self._is_due(time.monotonic()) or "dispatch" in wakes:
                 self._dispatch()
             if "stop" in wakes:
                 cancelling.stop_vms(runtime)
@@ -193,12 +210,27 @@ class Watcher:
         for vm_id in list(self._batches):
             batch = self._batches[vm_id]
             done = recording.record(self._runtime, vm_id, batch, self._runtime.links.present(vm_id))
+            self._note_retries(done.retry_in_s)
             del self._batches[vm_id]  # only now: a failed turn records it again
             left = self._in_flight[vm_id] = max(0, self._in_flight[vm_id] - done.ended)
             if done.ended and left <= self._refill_at.get(vm_id, left):
                 self._wakes.add("dispatch")
             busy = busy or left > 16
         return busy
+
+    def _note_retries(self, pauses_s: Iterable[float]) -> None:
+        """Look for jobs to try again when their pauses are over; the sweep is enough for long ones."""
+        now = time.monotonic()
+        for pause_s in pauses_s:
+            if 0 < pause_s <= _SOON_S:
+                # In steps, so that these are few however many jobs fail.
+                self._retry_at.add(math.ceil((now + pause_s) / _STEP_S + 0.5) * _STEP_S)
+
+    def _is_due(self, now: float) -> bool:
+        """Tell whether a pool may grow again for what waits, or a retry's pause is over."""
+        over = {at for at in self._retry_at if at <= now}
+        self._retry_at -= over
+        return bool(over) or now >= self._resize_at
 
     def _dispatch(self) -> None:
         placed = placing.dispatch(self._runtime)

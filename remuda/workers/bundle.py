@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 WORKERS = Path(__file__).parent
+SHARED = ("patterns.py",)  # what the runner uses of the package besides
 MAIN = "import sys\nfrom remuda.workers.onvm.commands import main\nsys.exit(main())\n"
 
 
@@ -16,6 +17,8 @@ MAIN = "import sys\nfrom remuda.workers.onvm.commands import main\nsys.exit(main
 def bundle() -> bytes:
     """Return the archive; the same sources give the same bytes."""
     content = {"__main__.py": MAIN, "remuda/__init__.py": "", "remuda/workers/__init__.py": ""}
+    for name in SHARED:
+        content["remuda/" + name] = WORKERS.with_name(name).read_text("utf-8")
     for path in (WORKERS / "runner.py", *sorted((WORKERS / "onvm").glob("*.py"))):
         content["remuda/workers/" + path.relative_to(WORKERS).as_posix()] = path.read_text("utf-8")
     buffer = io.BytesIO()

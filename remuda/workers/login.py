@@ -6,6 +6,7 @@ import base64
 import hashlib
 import logging
 import socket
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,27 @@ def log_in(host: Host, timeout_s: float) -> Any:
 def hang_up(connection: Any) -> None:
     """Close a connection and those to its jump hosts."""
     while connection is not None and not isinstance(connection, str):
+        transport = connection.transport
         if connection.client is not None:
             with suppress(Exception):
                 connection.client.close()
+        if transport is not None and isinstance(transport.sock, paramiko.ProxyCommand):
+            transport.join(5.0)  # it signals the process, too: not once that is reaped
+            _reap(transport.sock.process)
         connection = connection.gateway
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """See a ProxyCommand's end, which was told to end; paramiko does not."""
+    try:
+        process.wait(2.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
 
 
 def _translated(host: Host, error: BaseException) -> BaseException:
@@ -78,6 +96,11 @@ def _translated(host: Host, error: BaseException) -> BaseException:
     if isinstance(error, paramiko.PasswordRequiredException):
         return AuthError(
             f"the key for host {host.name} has a passphrase", hint="load it into an ssh-agent"
+        )
+    if "No authentication methods" in str(error):
+        return AuthError(
+            f"there is no key to log in to host {host.name} with",
+            hint="set key_file, or load a key into the ssh-agent of the workers",
         )
     if isinstance(error, paramiko.AuthenticationException):
         return AuthError(
@@ -114,9 +137,18 @@ def _described(host: Host, timeout_s: float) -> Any:
     return connection
 
 
+def _transport(*args: Any, **kwargs: Any) -> Any:
+    """Return a transport that likes best the ciphers which encrypt and authenticate in one go."""
+    transport = paramiko.Transport(*args, **kwargs)
+    options = transport.get_security_options()
+    options.ciphers = sorted(options.ciphers, key=lambda name: "-gcm@" not in name)
+    return transport
+
+
 def _prepare(connection: Any, host: Host, pinned: str, timeout_s: float) -> None:
     connection.connect_timeout = timeout_s
     kwargs = connection.connect_kwargs
+    kwargs["transport_factory"] = _transport
     for name in ("banner_timeout", "auth_timeout", "channel_timeout"):
         kwargs[name] = timeout_s
     if host.key_file:

@@ -1,37 +1,29 @@
-"""What is done on a host over SSH before and beside the channel to its runner.
+"""A runner on a host: its file there, started, attached to, over SSH.
 
-Nothing but a login shell, `/bin/sh` and python3 is relied on. Every answer is found by its mark,
-so whatever the login shell prints does no harm; nothing that is asked stands in an argument list
-but paths.
+What a login shell prints before does no harm: every answer is found by its mark.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, BinaryIO
+from io import BytesIO
 
-from remuda.errors import BackendError, VmUnreachable
+from remuda.errors import VmUnreachable
 from remuda.hosts import Host
+from remuda.workers.asking import PYTHON, call, running
 from remuda.workers.bundle import bundle
-from remuda.workers.onvm import host as asked
 from remuda.workers.onvm.commands import READY, STOPPED
 from remuda.workers.session import NO_PYTHON, Session
+from remuda.workers.transfers import put
 from remuda.workers.transport import bridge, connections
 
-__all__ = ["attach", "call", "put", "runner_name", "start_runner"]
+__all__ = ["attach", "call", "put_runner", "runner_name", "start_runner"]
 
-PYTHON = "python3 -I -S -X utf8"  # a fast start, and file names as they are
-PIECE = 1 << 18
 _FIND = f"command -v python3 >/dev/null 2>&1 || {{ echo; echo {NO_PYTHON}; exit 43; }}"
-_CHECK = "import sys; sys.version_info < (3, 7) and sys.exit(46)"
-_UNFIT = f"{asked.MARK}{json.dumps({'claim': None, 'python': False})}"
 
 
 @lru_cache(maxsize=1)
@@ -40,71 +32,17 @@ def runner_name() -> str:
     return f"runner-{hashlib.sha256(bundle()).hexdigest()[:16]}.pyz"
 
 
-def call(
-    host: Host,
-    do: str,
-    *,
-    place: str,
-    timeout_s: float,
-    send: Callable[[], BinaryIO] | None = None,
-    **fields: Any,
-) -> dict[str, Any]:
-    """Ask `remuda.workers.onvm.host` on the host; returns its answer.
-
-    `send` opens what to stream if it is wanted there. Raises VmUnreachable or AuthError if the
-    host cannot be asked, NoResources if it has no python3, BackendError if it cannot do it.
-    """
-    source = _source()
-    code = f"{_CHECK}; exec(sys.stdin.buffer.read({len(source)}))"
-    script = f"if command -v python3 >/dev/null 2>&1; then {PYTHON} -c {shlex.quote(code)}; "
-    script += "[ $? = 46 ] || exit 0; fi; "
-    if do == "look":  # a host without python3 that nobody has claimed is free, if unfit
-        free = f"[ -e {shlex.quote(place)}/claim ]"
-        script += f"{free} || {{ echo; echo {shlex.quote(_UNFIT)}; exit 43; }}; "
-    with _running(host, f"{script} echo; echo {NO_PYTHON}", timeout_s) as session:
-        session.write(source + json.dumps({"do": do, "place": place, **fields}).encode() + b"\n")
-        answer = _answer(session)
-        if answer.get("send") and send is not None:
-            with send() as stream:
-                while piece := stream.read(PIECE):
-                    if not session.write(piece):
-                        break
-            answer = _answer(session)
-    if "error" in answer:
-        raise BackendError(f"host {host.name}: {answer['error']}")
-    return answer
-
-
-def put(
-    host: Host,
-    path: str,
-    *,
-    sha256: str,
-    size: int,
-    opened: Callable[[], BinaryIO],
-    inside: str = "",
-    timeout_s: float,
-) -> dict[str, Any]:
-    """Have a file there, whole or not at all, sent unless it is there already.
-
-    `inside`: a folder that must exist, else the answer is {"gone"}.
-    """
-    fields = {"sha256": sha256, "size": size, "inside": inside, "wait_s": timeout_s / 2}
-    return call(host, "put", place=path, timeout_s=timeout_s, send=opened, **fields)
-
-
 def put_runner(host: Host, home: str, *, new: bool = False, timeout_s: float) -> None:
     """Have the runner's file in a home; VmUnreachable if there is no such home, unless `new`."""
-    from io import BytesIO
-
     data = bundle()
     answer = put(
         host,
         f"{home}/{runner_name()}",
         sha256=hashlib.sha256(data).hexdigest(),
         size=len(data),
-        opened=lambda: BytesIO(data),
+        opened=lambda at: BytesIO(data[at:]),
         inside="" if new else home,
+        wait_s=timeout_s / 2,
         timeout_s=timeout_s,
     )
     if answer.get("gone"):
@@ -126,7 +64,7 @@ def start_runner(host: Host, home: str, arguments: Sequence[str] = (), *, timeou
     )
     for _ in range(2):
         script = f"{_enter(home)}; {check} {{ echo; echo remuda-gone; exit 44; }}; {_have()}"
-        with _running(host, f"{script}; echo; {serve}", timeout_s) as session:
+        with running(host, f"{script}; echo; {serve}", timeout_s) as session:
             said = session.until(READY, "remuda-gone", "remuda-no-runner")
         if said == READY:
             return
@@ -171,25 +109,3 @@ def _enter(home: str) -> str:
 
 def _have() -> str:
     return f"[ -f {runner_name()} ] || {{ echo; echo remuda-no-runner; exit 45; }}"
-
-
-@lru_cache(maxsize=1)
-def _source() -> bytes:
-    return Path(asked.__file__).read_bytes()
-
-
-def _answer(session: Session) -> dict[str, Any]:
-    line = session.until(asked.MARK)
-    answer = json.loads(line[len(asked.MARK) :])
-    if not isinstance(answer, dict):
-        raise BackendError(f"host {session.host.name} gave no answer")
-    return answer
-
-
-@contextmanager
-def _running(host: Host, script: str, timeout_s: float) -> Iterator[Session]:
-    with connections().session(host, timeout_s=timeout_s) as channel:
-        session = Session(host, channel)
-        with session.limited(timeout_s):
-            session.execute(script)
-            yield session

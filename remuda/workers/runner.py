@@ -13,36 +13,28 @@ Times are CLOCK_BOOTTIME seconds, sizes bytes.
 
 from __future__ import annotations
 
-import base64
 import collections
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
 from typing import Any
 
 from remuda.workers.onvm.connection import Connection
-from remuda.workers.onvm.executor import Executor
 from remuda.workers.onvm.job import NEVER, Job
 from remuda.workers.onvm.ledger import dumps
-from remuda.workers.onvm.processes import now, signal_process, slurp
-from remuda.workers.onvm.sandbox import find_file
+from remuda.workers.onvm.prepare import Preparing
+from remuda.workers.onvm.processes import now, slurp
+from remuda.workers.onvm.requests import NoFile, b64
 
 VERSION = 1
 BATCH, BATCH_S = 64, 0.005  # entries are pushed when so many wait, or for so long
 FOLLOW_S = 0.05  # between two pushes of output
 TURN_S = 0.02  # the most one turn of the loop spends on starting jobs
-CHUNK, PEEK = 256 << 10, 4 << 20  # bytes in one push of output, in one answer to `peek`
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-class NoFile(Exception):
-    """The attempt has no such file, or no more."""
+CHUNK = 256 << 10  # bytes in one push of output
 
 
 def memory_of(key: str) -> int:
@@ -50,10 +42,19 @@ def memory_of(key: str) -> int:
     return int(slurp("/proc/meminfo").partition(key.encode() + b":")[2].split()[0]) * 1024
 
 
-class Runner(Executor):
+def cpu_model() -> str:
+    """Return what the CPU calls itself, or its architecture."""
+    text = slurp("/proc/cpuinfo").decode("utf-8", "replace")
+    found = re.search(r"^(?:model name|cpu model|Model)\s*:\s*(.+)$", text, re.M)
+    return found.group(1).strip() if found else os.uname().machine
+
+
+class Runner(Preparing):
     """The event loop and the requests."""
 
-    def __init__(self, home: str, *, slots: int, memory: int, name: str, heartbeat: float) -> None:
+    features = ("extend", "files", "follow", "peek", "prepare", "resume", "signal", "suspend")
+
+    def __init__(self, home: str, *, memory: int, heartbeat: float, **options: Any) -> None:
         """Take over the home; `memory` 0: what the machine has. `heartbeat` in seconds."""
         self.connections: set[Connection] = set()
         self.watcher: Connection | None = None
@@ -61,7 +62,7 @@ class Runner(Executor):
         self.fresh = self.more = False  # there is output to push, there are jobs to start
         self.beat_at, self.push_at, self.pump_at = now() + heartbeat, NEVER, 0.0
         memory = memory or memory_of("MemTotal")
-        super().__init__(home, slots=slots, memory=memory, name=name)
+        super().__init__(home, memory=memory, **options)
 
     def run(self, listener: socket.socket) -> None:
         """Serve until told to stop; after that nothing of this VM runs any more."""
@@ -76,6 +77,7 @@ class Runner(Executor):
         finally:
             self.kill_everything()
             self.ledger.commit()
+            self.limits.cgroups.leave()
 
     def on_signal(self, number: int, _frame: Any) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
@@ -102,6 +104,8 @@ class Runner(Executor):
             return 0.0
         followed = self.fresh and any(c.follows for c in self.connections)
         jobs = min((job.deadline for job in self.pids.values() if job), default=NEVER)
+        if self.preparation:
+            jobs = min(jobs, self.preparation.deadline)
         return min(self.beat_at, self.push_at, jobs, self.pump_at if followed else NEVER)
 
     def beat(self) -> None:
@@ -134,6 +138,7 @@ class Runner(Executor):
     def forget(self, connection: Connection) -> None:
         del self.handlers[connection.fd]
         self.connections.discard(connection)
+        self.asked_to_prepare.discard(connection)
         if self.watcher is connection:
             self.watcher, self.push_at = None, NEVER
 
@@ -147,6 +152,15 @@ class Runner(Executor):
 
     def on_output(self) -> None:
         self.fresh = True
+
+    def on_state(self, job: Job) -> None:
+        if self.watcher:
+            self.watcher.send(dumps({"push": "state", "a": job.a, "suspended": job.suspended}))
+
+    def on_prepared(self, result: dict[str, Any]) -> None:
+        for connection in self.asked_to_prepare | ({self.watcher} if self.watcher else set()):
+            connection.send(dumps({"push": "prepared", **result}))
+        self.asked_to_prepare.clear()
 
     def push(self) -> None:
         """Push to the watcher what is due, to the followers what is new; write to all."""
@@ -223,6 +237,7 @@ class Runner(Executor):
                 if job.follow and job.pid:
                     connection.follows.setdefault(job.a, (job, [0, 0]))
             self.fresh = True
+        disk = os.statvfs(self.home_fd)
         return {
             "version": VERSION,
             "python": ".".join(map(str, sys.version_info[:3])),
@@ -230,8 +245,13 @@ class Runner(Executor):
             "slots": self.slots,
             "memory_bytes": self.memory,
             "cores": len(os.sched_getaffinity(0)),
-            "disk_free_bytes": self.load()["disk_free"],
+            "gpus": self.limits.gpus,
+            "cgroup": self.limits.cgroups.kind,
+            "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+            "disk_bytes": disk.f_blocks * disk.f_frsize,
             "architecture": os.uname().machine,
+            "cpu_model": cpu_model(),
+            "features": self.features,
             "boot_id": self.boot,
             "journal": self.ledger.n,
             "first_n": entries[0][0] if entries else self.ledger.n + 1,
@@ -266,13 +286,6 @@ class Runner(Executor):
             self.ledger.add(t="drop", a=a)
         return {"recalled": ids}
 
-    def do_signal(self, _connection: Connection, ask: dict[str, Any]) -> None:
-        """{a, signal}: signal the group of a running attempt."""
-        number = signal.Signals(int(ask["signal"]))
-        if not self.jobs[int(ask["a"])].pid:
-            raise ValueError("not running")
-        signal_process(self.jobs[int(ask["a"])].pid, number)
-
     def do_status(self, _connection: Connection, _ask: dict[str, Any]) -> dict[str, Any]:
         """{}: which attempts are where."""
         jobs = self.jobs.values()
@@ -280,49 +293,14 @@ class Runner(Executor):
             **self.load(),
             "queued": [job.a for job in jobs if not job.pid],
             "running": [[job.a, job.pid] for job in jobs if job.pid],
+            "suspended": [job.a for job in jobs if job.suspended],
             "exited": list(self.ledger.done),
         }
 
-    def do_peek(self, _connection: Connection, ask: dict[str, Any]) -> dict[str, Any]:
-        """{a, file, offset, size}: a piece of "stdout", "stderr" or a file of the sandbox.
-
-        A negative offset counts from the end. "./stdout" is the file of that name.
-        """
-        a, name, offset = int(ask["a"]), str(ask["file"]), int(ask.get("offset") or 0)
-        job, size = self.jobs.get(a), min(int(ask.get("size") or PEEK), PEEK)
-        if size < 0:
-            raise ValueError("negative size")
-        stream = {"stdout": job.out, "stderr": job.err}.get(name) if job else None
-        if stream:
-            offset, data = stream.read(max(0, offset + stream.total * (offset < 0)), size)
-            return {"data": b64(data), "at": offset, "size": stream.total}
-        if name in ("stdout", "stderr"):
-            path = f"{self.boxes.of(a)}.{name[3:]}"
-            if not os.path.exists(path):
-                whole = self.inline(a, "o" if name == "stdout" else "er")
-                start = max(0, offset + len(whole) * (offset < 0))
-                return {"data": b64(whole[start : start + size]), "at": start, "size": len(whole)}
-        else:
-            folder = job.folder if job else self.boxes.of(a)
-            path = find_file(folder, name[2:] if name.startswith("./") else name) or ""
-        try:
-            with open(path, "rb") as file:
-                total = os.fstat(file.fileno()).st_size
-                start = file.seek(max(0, offset + total * (offset < 0)))
-                return {"data": b64(file.read(size)), "at": start, "size": total}
-        except OSError:
-            raise NoFile(f"attempt {a} has no file {name[:200]!r}") from None
-
-    def inline(self, a: int, key: str) -> bytes:
-        """Return the output that went into an entry, as long as that is not acknowledged."""
-        for text in (text for _, text in self.ledger.entries if f'"a":{a},' in text):
-            entry = json.loads(text)
-            exited = entry["t"] == "exit" and entry["a"] == a and a in self.ledger.done
-            if exited and not entry.get(key[0] + "sp"):
-                return base64.b64decode(entry.get(key, ""))
-        if a in self.jobs:
-            return b""
-        raise NoFile(f"the output of attempt {a} is not kept here")
+    def do_sources(self, _connection: Connection, _ask: dict[str, Any]) -> dict[str, Any]:
+        """{}: the paths still to be copied into sandboxes; see `remuda.workers.onvm.host`."""
+        waiting = (job for job in self.jobs.values() if not job.pid)
+        return {"sources": sorted({source for job in waiting for _, source, _ in job.ins})}
 
     def do_free(self, _connection: Connection, ask: dict[str, Any]) -> None:
         """{a: ids}: delete what exited attempts left; nothing of them can start any more."""

@@ -2,6 +2,7 @@
 
     target = what is busy + what waits + what to keep idle, within the pool's bounds, in slots
 
+and no less than the VMs it takes for the shapes of what waits (see `remuda.workers.packing`).
 Growing goes by steps of `resize_factor` of the maximum; shrinking closes VMs that have been idle
 long enough, the longest idle first, and never takes a busy one. What is not known is never guessed:
 without the provider's answer nothing changes.
@@ -10,11 +11,14 @@ without the provider's answer nothing changes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any
 
+from remuda.constraints import Hardware
 from remuda.errors import BadInput
+from remuda.workers.packing import Demand, Key, Packing, Room, pack
 
 # A pool in FAILURE (its launches kept failing) may shrink; what else is not here is left alone.
 SIZED_STATES = frozenset(
@@ -68,7 +72,7 @@ class ElasticSettings:
 class VmSlots:
     """A VM that works or will: its state is requested, booting or running.
 
-    `idle_since` is set while a running one has nothing to do.
+    `idle_since` is set while a running one has nothing to do. `key`: whom it is bound to.
     """
 
     id: int
@@ -77,6 +81,10 @@ class VmSlots:
     busy_slots: int
     idle_since: datetime | None
     draining: bool
+    free_memory_bytes: int | None = None
+    free_gpus: int = 0
+    hardware: Hardware | None = None
+    key: Key | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,8 @@ class PoolSnapshot:
     """A pool at one moment. VMs that are stopping, stalled or gone are not among `vms`.
 
     `elastic` None: a static pool of `instance_count` VMs. `queued_slots`: the runnable work that
-    has no slots yet. `provider_known` False: the provider did not answer, or not credibly.
+    has no slots yet; `demands`: its shapes. `provider_known` False: the provider did not answer, or
+    not credibly.
     """
 
     pool_id: int
@@ -98,6 +107,10 @@ class PoolSnapshot:
     provider_known: bool = True
     launch_failures: int = 0
     paused_until: datetime | None = None
+    demands: tuple[Demand, ...] = ()
+    isolation: str = "shared"
+    memory_bytes_per_vm: int | None = None
+    gpus_per_vm: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +118,8 @@ class Decision:
     """What to do, why in words, and everything it was decided from.
 
     `target` and `alive` are slots. `drain_vm_ids`: VMs over the maximum that are at work; they
-    take no more and are closed when done. `frozen`: too little was known to decide.
+    take no more and are closed when done. `replace_vm_ids`: idle VMs bound to somebody who has no
+    work for them, to be closed so that others can be made. `frozen`: too little was known to decide.
     """
 
     target: int
@@ -116,6 +130,7 @@ class Decision:
     inputs: dict[str, Any] = field(default_factory=dict)
     frozen: bool = False
     drain_vm_ids: tuple[int, ...] = ()
+    replace_vm_ids: tuple[int, ...] = ()
 
 
 def decide(snapshot: PoolSnapshot, now: datetime) -> Decision:
@@ -135,7 +150,7 @@ def decide(snapshot: PoolSnapshot, now: datetime) -> Decision:
         return _grow(size, snapshot, now)
     if size.target < size.alive:
         return _shrink(size, snapshot, now)
-    return size.decision("as it should be")
+    return _replace(size, snapshot, now) or size.decision("as it should be")
 
 
 class _Size:
@@ -143,11 +158,15 @@ class _Size:
 
     def __init__(self, snapshot: PoolSnapshot) -> None:
         self.elastic = snapshot.elastic or _fixed(snapshot.instance_count * snapshot.slots_per_vm)
+        self.isolated = snapshot.isolation != "shared"
         self.serving = [vm for vm in snapshot.vms if not vm.draining]
         self.alive = sum(vm.slots for vm in self.serving)
         self.busy = sum(vm.busy_slots for vm in self.serving)
         self.draining = sum(vm.slots for vm in snapshot.vms if vm.draining)
         wanted = self.busy + snapshot.queued_slots + self.elastic.minimum_idle_slots
+        self.packing = _packed(snapshot, self.serving)
+        if snapshot.demands or self.isolated:
+            wanted = max(wanted, self._for_shapes(snapshot))
         self.target = min(
             max(wanted, self.elastic.minimum_total_slots), self.elastic.maximum_total_slots
         )
@@ -166,9 +185,37 @@ class _Size:
             },
             "slots_per_vm": snapshot.slots_per_vm,
             "step": self.step,
+            "new_vms_for_shapes": self.packing.fresh_vms,
             "launch_failures": snapshot.launch_failures,
             **{f.name: getattr(self.elastic, f.name) for f in fields(self.elastic)},
         }
+
+    def _for_shapes(self, snapshot: PoolSnapshot) -> int:
+        """Return the slots it takes for the shapes of what waits, and of what is to be kept idle.
+
+        While new VMs are needed all there are count, used or not: those nobody needs go later.
+        """
+        fresh = self.packing.fresh_vms
+        if self.isolated:  # what is bound to somebody is not free for others
+            fresh += max(0, -(-(self.kept - self.packing.clean_slots) // snapshot.slots_per_vm))
+        if fresh:
+            return self.alive + fresh * snapshot.slots_per_vm
+        used = sum(vm.slots for vm in self.serving if vm.busy_slots or vm.id in self.packing.used)
+        spare = sum(vm.slots for vm in self.serving if self.is_spare(vm))
+        return used + min(spare, self.kept)
+
+    @property
+    def kept(self) -> int:
+        """Return the slots to keep idle of VMs that are bound to nobody, if the pool isolates."""
+        return self.elastic.minimum_idle_slots if self.isolated else 0
+
+    def is_spare(self, vm: VmSlots) -> bool:
+        """Return whether nobody has, or will have, anything on the VM."""
+        return not vm.busy_slots and vm.key is None and vm.id not in self.packing.used
+
+    def is_foreign(self, vm: VmSlots) -> bool:
+        """Return whether the VM is bound to somebody who has nothing for it to do."""
+        return not vm.busy_slots and vm.key is not None and vm.id not in self.packing.used
 
     def decision(
         self,
@@ -177,6 +224,7 @@ class _Size:
         grow_vms: int = 0,
         close_vm_ids: tuple[int, ...] = (),
         drain_vm_ids: tuple[int, ...] = (),
+        replace_vm_ids: tuple[int, ...] = (),
         frozen: bool = False,
     ) -> Decision:
         facts = f"{self.busy} slots busy, {self.inputs['queued']} waited for"
@@ -189,7 +237,31 @@ class _Size:
             inputs=self.inputs,
             frozen=frozen,
             drain_vm_ids=drain_vm_ids,
+            replace_vm_ids=replace_vm_ids,
         )
+
+
+def _packed(snapshot: PoolSnapshot, serving: Sequence[VmSlots]) -> Packing:
+    """Pack what waits: onto VMs at work first, so that the idle ones can go."""
+    rooms = [
+        Room(
+            slots=vm.slots - vm.busy_slots,
+            memory_bytes=vm.free_memory_bytes,
+            gpus=vm.free_gpus,
+            hardware=vm.hardware,
+            key=vm.key,
+            vm_id=vm.id,
+        )
+        for vm in sorted(serving, key=lambda vm: (-vm.busy_slots, vm.state != "running", vm.id))
+        if vm.slots > vm.busy_slots
+    ]
+    fresh = Room(
+        slots=snapshot.slots_per_vm,
+        memory_bytes=snapshot.memory_bytes_per_vm,
+        gpus=snapshot.gpus_per_vm,
+    )
+    single_use = snapshot.isolation == "single_use"
+    return pack(snapshot.demands, rooms, fresh=fresh, single_use=single_use)
 
 
 def _fixed(slots: int) -> ElasticSettings:
@@ -211,8 +283,30 @@ def _grow(size: _Size, snapshot: PoolSnapshot, now: datetime) -> Decision:
     grow_vms = max(0, min(wanted_vms, room // snapshot.slots_per_vm))
     if grow_vms:
         return size.decision(f"growing by {grow_vms} VMs", grow_vms=grow_vms)
+    replacing = _replace(size, snapshot, now)
+    if replacing is not None:
+        return replacing
     why = f"{size.draining} more are draining" if size.draining else "a VM more would be over it"
     return size.decision(f"at the maximum of {size.elastic.maximum_total_slots}, as {why}")
+
+
+def _replace(size: _Size, snapshot: PoolSnapshot, now: datetime) -> Decision | None:
+    """Close idle VMs of others where their number is all that keeps work waiting."""
+    paused = snapshot.paused_until is not None and now < snapshot.paused_until
+    if not size.packing.fresh_vms or paused:
+        return None
+    room = size.elastic.maximum_total_slots - size.alive - size.draining
+    missing = size.packing.fresh_vms - max(0, room // snapshot.slots_per_vm)
+    idle = sorted(
+        ((vm.idle_since, vm.id) for vm in size.serving if vm.idle_since and size.is_foreign(vm)),
+    )
+    gone = tuple(vm_id for _, vm_id in idle[: max(0, missing)])
+    if not gone:
+        return None
+    return size.decision(
+        f"replacing {len(gone)} idle VMs, bound to owners without work, as there is room for no more",
+        replace_vm_ids=gone,
+    )
 
 
 def _shrink(size: _Size, snapshot: PoolSnapshot, now: datetime) -> Decision:
@@ -220,14 +314,22 @@ def _shrink(size: _Size, snapshot: PoolSnapshot, now: datetime) -> Decision:
     enough = timedelta(seconds=size.elastic.minimum_idle_time_seconds)
     left = size.alive
     close: list[int] = []
+    clean = sum(vm.slots for vm in size.serving if size.is_spare(vm))
     for idle_since, vm in sorted(
-        ((vm.idle_since, vm) for vm in size.serving if vm.idle_since and not vm.busy_slots),
-        key=lambda pair: (pair[0], pair[1].id),
+        (
+            (vm.idle_since, vm)
+            for vm in size.serving
+            if vm.idle_since and not vm.busy_slots and vm.id not in size.packing.used
+        ),
+        key=lambda pair: (pair[1].key is None, pair[0], pair[1].id),
     ):
         over = left > size.elastic.maximum_total_slots
+        if not over and size.is_spare(vm) and clean - vm.slots < size.kept:
+            continue
         if left - vm.slots >= size.target and (over or now - idle_since >= enough):
             close.append(vm.id)
             left -= vm.slots
+            clean -= vm.slots if vm.key is None else 0
     drain: list[int] = []
     for vm in sorted(size.serving, key=lambda vm: (vm.busy_slots, -vm.id)):
         if left > size.elastic.maximum_total_slots and vm.id not in close:

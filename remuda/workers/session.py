@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import paramiko
 
@@ -28,25 +29,34 @@ class Session:
         self.host, self.channel = host, channel
         self.rest = bytearray()
         self.late = False
+        self._moved_at = 0.0  # when something went or came
 
     @contextmanager
-    def limited(self, timeout_s: float) -> Iterator[None]:
-        """Close the session when the time is up, whatever it is doing; VmUnreachable then."""
+    def limited(self, timeout_s: float, *, lasting: bool = False) -> Iterator[None]:
+        """Close the session when the time is up, whatever it is doing; VmUnreachable then.
 
-        def end() -> None:
+        If it is `lasting`, the time begins anew with everything that goes or comes.
+        """
+        over = threading.Event()
+        self._moved_at = time.monotonic()
+
+        def watch() -> None:
+            left = timeout_s
+            while left > 0:
+                if over.wait(left):
+                    return
+                left = self._moved_at + timeout_s - time.monotonic() if lasting else 0.0
             self.late = True
             self.channel.close()
 
-        timer = threading.Timer(timeout_s, end)
-        timer.daemon = True
-        timer.start()
+        threading.Thread(target=watch, name=f"ssh {self.host.name} time", daemon=True).start()
         try:
             yield
         except (OSError, EOFError, paramiko.SSHException) as error:
             why = f"within {timeout_s:g} s" if self.late else f"any more: {error}"
             raise VmUnreachable(f"host {self.host.name} does not answer {why}") from error
         finally:
-            timer.cancel()
+            over.set()
 
     def execute(self, script: str) -> None:
         self.channel.exec_command(f"exec /bin/sh -c {shlex.quote(script)}")
@@ -57,7 +67,22 @@ class Session:
             self.channel.sendall(data)
         except OSError:
             return False
+        self._moved_at = time.monotonic()
         return True
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """Give exactly so many bytes of what comes next, in pieces; VmUnreachable if it ends."""
+        while size:
+            if self.rest:
+                data = bytes(self.rest[:size])
+                del self.rest[:size]
+            else:
+                data = self.channel.recv(min(size, PIECE))
+                self._moved_at = time.monotonic()
+            if not data:
+                self._failed()
+            size -= len(data)
+            yield data
 
     def until(self, *starts: str) -> str:
         """Return the next line that begins with one of these; what is before is chatter."""
@@ -70,6 +95,7 @@ class Session:
                     break
                 continue
             data = self.channel.recv(PIECE)
+            self._moved_at = time.monotonic()
             if not data or skipped + len(self.rest) > MAX_CHATTER:
                 self._failed()
             self.rest += data
@@ -78,7 +104,7 @@ class Session:
             raise NoResources(f"host {self.host.name} has no python3 >= 3.7", hint=NEED)
         return text
 
-    def _failed(self) -> None:
+    def _failed(self) -> NoReturn:
         if self.late:
             raise EOFError("too late")
         errors = b""

@@ -52,13 +52,15 @@ class Connections:
         self._opening: dict[Host, threading.Lock] = {}
 
     @contextmanager
-    def session(self, host: Host, *, timeout_s: float) -> Iterator[Any]:
+    def session(
+        self, host: Host, *, timeout_s: float, window_bytes: int | None = None
+    ) -> Iterator[Any]:
         """Give a new session on the host, a paramiko channel; it is closed at the end.
 
-        Raises VmUnreachable if the host does not answer in time, AuthError if it refuses us or
-        shows a key that was not pinned.
+        `window_bytes`: how much may come before it is read. Raises VmUnreachable if the host does
+        not answer in time, AuthError if it refuses us or shows a key that was not pinned.
         """
-        channel, release = self.take(host, timeout_s=timeout_s)
+        channel, release = self.take(host, timeout_s=timeout_s, window_bytes=window_bytes)
         try:
             yield channel
         finally:
@@ -66,26 +68,29 @@ class Connections:
                 channel.close()
             release()
 
-    def take(self, host: Host, *, timeout_s: float) -> tuple[Any, Callable[[], None]]:
+    def take(
+        self, host: Host, *, timeout_s: float, window_bytes: int | None = None
+    ) -> tuple[Any, Callable[[], None]]:
         """Return a session as `session` does, and what to call once it is closed."""
         key = _key(host)
-        deadline = time.monotonic() + timeout_s
+        deadline, why = time.monotonic() + timeout_s, "opens no session"
         for fresh in (False, False, True):
             link = self._link(key, deadline=deadline, fresh=fresh)
             try:
                 left = max(0.1, deadline - time.monotonic())
-                channel = link.transport.open_session(timeout=left)
+                channel = link.transport.open_session(window_size=window_bytes, timeout=left)
             except paramiko.ChannelException:  # it has enough sessions, or allows fewer
                 self._give_back(link)
                 continue
-            except (paramiko.SSHException, EOFError, OSError):
+            except (paramiko.SSHException, EOFError, OSError) as error:
+                why = f"does not answer: {error or type(error).__name__}"
                 hang_up(link.connection)
                 self._give_back(link)
                 if time.monotonic() > deadline:
                     break
                 continue
             return channel, partial(self._give_back, link)
-        raise VmUnreachable(f"host {host.name} opens no session")
+        raise VmUnreachable(f"host {host.name} {why}")
 
     def close(self) -> None:
         """Close all connections."""

@@ -105,3 +105,22 @@ def test_the_command_line_reads_a_file_of_hosts(
     words = ["bad", "--provider", "static", "--hosts", str(tmp_path / "bad.json")]
     done = runner.invoke(create, words)
     assert (done.exit_code, "colour" in done.output) == (2, True)
+
+
+def test_a_pool_whose_host_is_refused_can_be_closed(system: System, two_sshd: list[Sshd]) -> None:
+    """Nothing was ever claimed there, so nothing has to be confirmed by who is not believed."""
+    wrong = two_sshd[0].entry(cores=2, host_key=two_sshd[1].host_key)
+    with system.client() as client:
+        pool = client.create_pool(
+            "refused", provider="static", settings={"hosts": [wrong]}, instance_count=1
+        )
+        pool.submit()
+
+        def told() -> bool:
+            return "HOST KEY CHANGED" in (client.pool("refused").info()["message"] or "")
+
+        eventually("it says why", told)
+        pool.close()
+        pool.wait_closed(timeout_s=30)
+    ends = system.query("SELECT DISTINCT state, provider_id FROM vms")
+    assert ends == [{"state": "HALTED", "provider_id": None}]

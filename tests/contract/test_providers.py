@@ -1,4 +1,7 @@
-"""What every provider must do, each over the real thing. A new provider adds a fixture parameter."""
+"""The providers' contract over each of ours, and what is local's alone.
+
+A new provider adds a subclass of `ProviderContract` with its fixture `provider`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,13 @@ import pytest
 
 from remuda.config import Settings
 from remuda.errors import BadInput, PermanentProviderError, TransientProviderError
+from remuda.testing import ProviderContract, world
 from remuda.workers import providers
 from remuda.workers.onvm.processes import describe_process, environment, runner_pid, slurp
 from remuda.workers.providers import Provider, VmDescription, VmSpec, get_provider
 from remuda.workers.providers.local import remove_tree
 from tests.sshd import Sshd, running_sshd
-from tests.unit.vm import wait_dead, wait_until
+from tests.unit.vm import wait_dead
 
 
 def spec(name: str = "vm-1", pool: str = "sim", **more: Any) -> VmSpec:
@@ -45,26 +48,6 @@ def shelf() -> Iterator[list[Sshd]]:
         yield [one, two, three]
 
 
-@pytest.fixture
-def pool_settings() -> dict[str, Any]:
-    """Settings the provider accepts."""
-    return {}
-
-
-@pytest.fixture(params=["local", "static"])
-def provider(
-    request: pytest.FixtureRequest, tmp_path: Path, pool_settings: dict[str, Any]
-) -> Iterator[Provider]:
-    folders = [tmp_path]
-    if request.param == "static":
-        shelf = request.getfixturevalue("shelf")
-        pool_settings["hosts"] = [host.entry() for host in shelf]
-        folders = [host.home for host in shelf]
-    settings = Settings(data_dir=tmp_path / "data")
-    with cleaned(get_provider(request.param, settings, pool_settings), *folders) as made:
-        yield made
-
-
 @contextlib.contextmanager
 def cleaned(provider: Provider, *folders: Path) -> Iterator[Provider]:
     """Terminate all VMs of the provider at the end, and see that nothing of them lives."""
@@ -81,55 +64,40 @@ def only(provider: Provider, vm_id: str) -> VmDescription:
     return found[vm_id]
 
 
-class TestContract:
-    def test_a_vm_from_spawn_to_termination(self, provider: Provider) -> None:
-        vm_id = provider.spawn(spec(), "token-1")
-        wait_until(lambda: only(provider, vm_id).state == "running", "it runs")
-        vm = only(provider, vm_id)
-        assert (vm.provider_id, vm.token) == (vm_id, "token-1")
-        assert vm.address
-        assert provider.list("sim") == [vm]
-        provider.terminate(vm_id)
-        wait_until(lambda: provider.describe([vm_id]) == {}, "it is gone")
-        assert provider.list("sim") == []
+class TestLocalContract(ProviderContract):
+    @pytest.fixture
+    def provider(self, tmp_path: Path) -> Iterator[Provider]:
+        settings = Settings(data_dir=tmp_path / "data")
+        with cleaned(get_provider("local", settings), tmp_path) as made:
+            yield made
 
-    def test_the_same_token_is_the_same_vm(self, provider: Provider) -> None:
-        with ThreadPoolExecutor(4) as pool:
-            ids = list(pool.map(lambda _: provider.spawn(spec(), "token-1"), range(4)))
-        assert len(set(ids)) == 1
-        assert provider.spawn(spec(), "token-1") == ids[0]
-        assert len(provider.list("sim")) == 1
 
-    def test_other_tokens_are_other_vms_even_of_one_name(self, provider: Provider) -> None:
-        ids = {provider.spawn(spec(), token) for token in ("12345678-a", "12345678-b", "x")}
-        assert len(ids) == 3
-        assert {vm.token for vm in provider.list("sim")} == {"12345678-a", "12345678-b", "x"}
+class TestStaticContract(ProviderContract):
+    @pytest.fixture
+    def pool_settings(self, shelf: list[Sshd]) -> dict[str, Any]:
+        return {"hosts": [host.entry() for host in shelf]}
 
-    def test_vms_are_listed_by_pool(self, provider: Provider) -> None:
-        one = provider.spawn(spec("a", "one"), "1")
-        two = provider.spawn(spec("b", "two"), "2")
-        assert [vm.provider_id for vm in provider.list("one")] == [one]
-        assert {vm.provider_id for vm in provider.list("")} == {one, two}
-        assert provider.list("three") == []
+    @pytest.fixture
+    def provider(
+        self, tmp_path: Path, pool_settings: dict[str, Any], shelf: list[Sshd]
+    ) -> Iterator[Provider]:
+        settings = Settings(data_dir=tmp_path / "data")
+        provider = get_provider("static", settings, pool_settings)
+        with cleaned(provider, *(host.home for host in shelf)) as made:
+            yield made
 
-    @pytest.mark.parametrize("vm_id", ["", "none-12345678", "..", "../vms", ".trash-1", "/", "a/b"])
-    def test_what_is_unknown_is_gone(self, provider: Provider, vm_id: str) -> None:
-        kept = provider.spawn(spec(), "1")
-        assert provider.describe([vm_id]) == {}
-        provider.terminate(vm_id)
-        assert only(provider, kept).state == "running"
 
-    def test_termination_may_be_repeated_and_raced(self, provider: Provider) -> None:
-        vm_id = provider.spawn(spec(), "1")
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: provider.terminate(vm_id), range(4)))
-        provider.terminate(vm_id)
-        assert provider.describe([vm_id]) == {}
+class TestNoopContract(ProviderContract):
+    @pytest.fixture
+    def pool_settings(self) -> dict[str, Any]:
+        return {"provider_faults": {"boot_s": 0.05}}
 
-    def test_settings_are_checked(self, provider: Provider, pool_settings: dict[str, Any]) -> None:
-        provider.validate(pool_settings)
-        with pytest.raises(BadInput, match="no_such_setting"):
-            provider.validate({**pool_settings, "no_such_setting": 1})
+    @pytest.fixture
+    def provider(self, tmp_path: Path, pool_settings: dict[str, Any]) -> Iterator[Provider]:
+        settings = Settings(data_dir=tmp_path / "data")
+        with cleaned(get_provider("noop", settings, pool_settings), tmp_path) as made:
+            yield made
+        world().clear()
 
 
 class TestLocal:

@@ -97,7 +97,7 @@ def fit(snapshot: Snapshot, *, max_ahead: int = 0) -> list[tuple[int, int]]:
     pairs = []
     for job in snapshot.jobs:
         for vm in snapshot.vms:
-            if vm.pool_id != job.pool_id or job.cores > vm.slots:
+            if vm.pool_id not in (job.pool_ids or [job.pool_id]) or job.cores > vm.slots:
                 continue
             if slots[vm.id] < job.cores and ahead[vm.id] <= 0:
                 continue

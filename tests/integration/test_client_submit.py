@@ -222,7 +222,7 @@ def test_what_can_never_run_is_refused_naming_the_limit(
 def test_memory_beyond_this_machine_is_refused_where_it_is_the_machine(
     tmp_path: Path,
 ) -> None:
-    from remuda.client.explaining import never_fits
+    from remuda.client.fitting import never_fits
 
     pool = {
         "name": "p",

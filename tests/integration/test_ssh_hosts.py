@@ -91,6 +91,25 @@ class TestLoginShells:
 
 
 class TestShelf:
+    def test_a_claimed_host_is_seen_without_python3(self, sshd: Sshd) -> None:
+        vm = Vm(sshd)
+        sshd.kill()
+        (sshd.folder / "bin").mkdir()
+        sshd.configure(f"SetEnv HOME={sshd.home} PATH={sshd.folder}/bin")
+        sshd.start()
+        (seen,) = vm.provider.list("sim")
+        assert (seen.provider_id, seen.state) == (vm.id, "running")
+        assert dict(seen.address) == vm.address
+        (Path(vm.address["home"]) / "stopped").touch()
+        assert vm.provider.list("sim")[0].state == "stopped"
+        sshd.kill()
+        sshd.configure()
+        sshd.start()
+        vm.end()
+
+    def test_a_folder_of_an_odd_name(self, sshd: Sshd) -> None:
+        works(sshd, home='it\'s "odd" é')
+
     def test_many_want_few_hosts(self, two_sshd: list[Sshd]) -> None:
         hosts = [host.entry() for host in two_sshd]
 
@@ -153,6 +172,7 @@ class TestShelf:
             ([{"address": "a", "home": "../x"}], r"hosts\[0\].home"),
             ([{"address": "a", "home": "/"}], r"hosts\[0\].home"),
             ([{"address": "a", "labels": "x"}], r"hosts\[0\].labels"),
+            ([{"address": "a", "cache_bytes": 0}], r"hosts\[0\].cache_bytes"),
             ([{"address": "a", "password": "x"}], "password"),
             ([{"address": "a"}, {"address": "a"}], r"hosts\[1\] is hosts\[0\]"),
         ],

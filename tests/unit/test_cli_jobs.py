@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from remuda.cli.app import root
 from remuda.errors import AlreadyExists, JobFailed, NoResources, UnknownJob, WaitTimeout
+from remuda.retries import RetryPolicy
 from remuda.spec import JobSpec
 from tests.unit.cli import stand_in
 
@@ -65,7 +66,8 @@ class FakeJob:
     def result(self) -> Any:
         if self.reason != "OK":
             raise JobFailed(f"job {self.id} failed")
-        return SimpleNamespace(outputs={name: Path("/own") / name for name in self.files})
+        outputs = {name: Path("/own") / name for name in self.files}
+        return SimpleNamespace(outputs=outputs, urls={})
 
     def results(self, to: Path, *, overwrite: bool) -> dict[str, Path]:
         if "taken" in self.files and not overwrite:
@@ -142,8 +144,11 @@ class FakeClient:
     def reasons(self, pool: str | None, *, array: int | None) -> Counter[str]:
         return Counter(str(job.reason) for job in self.rows.values() if job.done)
 
-    def cancel(self, jobs: list[FakeJob]) -> int:
-        return sum(not job.done for job in jobs)
+    def cancel(
+        self, jobs: list[FakeJob] | None = None, *, dry_run: bool = False, **filters: Any
+    ) -> int:
+        self.calls.append(("cancel", filters if jobs is None else jobs))
+        return sum(not job.done for job in (self.rows.values() if jobs is None else jobs))
 
     def retry(self, job: FakeJob, *, pool: str | None) -> FakeJob:
         return FakeJob(job.id + 1000)
@@ -235,7 +240,9 @@ def test_list_as_json_is_one_array_of_stable_keys(client: FakeClient) -> None:
     assert list(found[0]) == [
         "id", "name", "pool", "owner", "array", "index", "state", "reason", "exit_code", "signal",
         "message", "attempts", "vm", "cores", "memory_bytes", "walltime_s", "priority",
+        "gpus", "architecture", "constraints", "sandbox", "tags", "max_queue_s",
         "submitted_at", "started_at", "ended_at", "wall_s", "user_s", "system_s", "max_rss_bytes",
+        "peak_memory_bytes", "io_read_bytes", "io_write_bytes",
     ]  # fmt: skip
     assert found[0]["ended_at"] == "2025-01-31T12:00:02Z"
 
@@ -294,8 +301,25 @@ def test_cancel(client: FakeClient) -> None:
     client.add(FakeJob(1), FakeJob(2, "RUNNING", None))
     result = remuda("job", "cancel", "1..2")
     assert (result.stdout, result.stderr) == ("cancelled 1 job\n", "1 job had already ended\n")
-    result = remuda("job", "cancel", "--pool", "sim")
+    result = remuda("job", "cancel", "--pool", "sim", "--array", "12:0-2,7", "--state", "new")
     assert (result.stdout, result.stderr) == ("cancelled 1 job\n", "")
+    assert client.calls[-1] == (
+        "cancel", {"pool": "sim", "array": 12, "indices": [0, 1, 2, 7], "states": ["NEW"]},
+    )  # fmt: skip
+    assert remuda("job", "cancel", "1..2", "--dry-run").stdout == "would cancel 1 job\n"
+
+
+def test_what_reaches_far_is_asked_about(client: FakeClient) -> None:
+    client.add(FakeJob(1, "RUNNING", None))
+    asked = remuda("job", "cancel", "--tag", "night")
+    assert (asked.exit_code, asked.stdout) == (130, "")
+    assert "cancel 1 job? [y/N]" in asked.stderr
+    assert client.calls == [("cancel", {"tag": "night"})]
+    assert remuda("job", "cancel", "--tag", "night", "--yes").stdout == "cancelled 1 job\n"
+    dry = remuda("job", "cancel", "--name", "fit-*", "--dry-run")
+    assert (dry.exit_code, dry.stdout) == (0, "would cancel 1 job\n")
+    assert remuda("job", "cancel").exit_code == 2
+    assert remuda("job", "cancel", "1", "--tag", "night").exit_code == 2
 
 
 def test_retry(client: FakeClient) -> None:
@@ -345,3 +369,37 @@ def test_results(client: FakeClient, tmp_path: Path) -> None:
 
 def test_explain_prints_nothing_a_terminal_would_obey(client: FakeClient) -> None:
     assert remuda("job", "explain", "1").stdout.splitlines() == ["It waits.", r"Bad\x1b[2Jname"]
+
+
+def test_a_retry_policy(client: FakeClient, tmp_path: Path) -> None:
+    """From a file or as JSON; no retries asked for are none, whatever the pool says."""
+    file = tmp_path / "policy.json"
+    file.write_text('{"max_retries": 3, "rules": [{"exit_codes": [2], "max_retries": 0}]}')
+    for given in (str(file), file.read_text()):
+        done = CliRunner().invoke(root, ["job", "submit", "--retry-policy", given, "--", "x"])
+        assert done.exit_code == 0
+        spec = client.calls[-1][1][0]
+        assert isinstance(spec.retry, RetryPolicy)
+        assert spec.retry.max_retries == 3
+        assert spec.retry.rule_for("NONZERO", 2) is not None
+    for words, policy in (([], None), (["--retries", "0"], RetryPolicy())):
+        CliRunner().invoke(root, ["job", "submit", *words, "--", "x"])
+        assert client.calls[-1][1][0].retry == policy
+    before = len(client.calls)
+    (tmp_path / "odd.json").write_bytes(b"\xff")
+    for wrong, said in (
+        ("none.json", "No such file"),
+        (str(tmp_path), "directory"),
+        (str(tmp_path / "odd.json"), "not JSON"),
+        ("{", "not JSON"),
+        ('{"max_retries": 1, "max_retries": 2}', "there twice"),
+        ('{"tries": 1}', "no tries"),
+        ('{"delay_s": NaN}', "delay_s"),
+        ('{"a":' * 100_000, "not JSON"),
+    ):
+        done = CliRunner().invoke(root, ["job", "submit", "--retry-policy", wrong, "--", "x"])
+        assert done.exit_code == 2
+        assert said in done.stderr
+    both = ["job", "submit", "--retries", "1", "--retry-policy", "{}", "--", "x"]
+    assert CliRunner().invoke(root, both).exit_code == 2
+    assert len(client.calls) == before

@@ -7,14 +7,17 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from remuda.cli.app import root
+from remuda.cli.pool import _policy
 from remuda.client.vms import VmInfo
 from remuda.errors import BadInput, InstanceNotFound, Refused, UnknownPool, WaitTimeout
+from remuda.retries import RetryPolicy, RetryRule, retry_row
 from tests.unit.cli import stand_in
 
 NOON = datetime(2025, 1, 31, 12, tzinfo=UTC)
@@ -293,3 +296,21 @@ def test_a_refused_termination(client: FakeClient, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(client, "terminate_vm", refuse)
     result = remuda("vm terminate 3")
     assert (result.exit_code, result.stderr) == (1, "remuda: error: VM 3 is HALTED\n")
+
+
+def test_hosts_are_for_static_pools(client: FakeClient, tmp_path: Path) -> None:
+    """They are not left out silently, and a static pool is not made without."""
+    file = tmp_path / "hosts.json"
+    file.write_text('[{"address": "10.0.0.5"}]')
+    assert "--provider static" in remuda(f"pool create lab --hosts {file}").stderr
+    assert "--hosts" in remuda("pool create lab --provider static").stderr
+    assert client.calls == []
+    made = remuda(f"pool create lab --provider static --hosts {file}")
+    assert made.exit_code == 0
+    assert client.calls[0][1][1]["settings"]["hosts"][0]["address"] == "10.0.0.5"
+
+
+def test_a_pools_policy_is_shown() -> None:
+    row = retry_row(RetryPolicy(max_retries=2, delay_s=0.5, rules=[RetryRule(exit_codes=[1])]))
+    assert _policy(row) == "max_retries=2, delay_s=0.5, rules=1"
+    assert _policy(None) == ""

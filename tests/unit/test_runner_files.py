@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from remuda.workers.onvm import outputs
 from tests.unit.vm import Line, Vm, a_vm, job, output, wait_until
 
 
@@ -199,3 +200,81 @@ for _ in range(1500): os.mkdir("d" * 20); os.chdir("d" * 20)'
     line.ask("free", a=[1])
     wait_until(lambda: list((vm.home / "jobs").iterdir()) == [], "all of it is deleted")
     assert stat.S_IMODE(outside.stat().st_mode) == 0o500
+
+
+def test_patterns_and_directories_of_outputs(line: Line) -> None:
+    script = """
+        mkdir -p out/deep .git; printf 1 > out/a.csv; printf 22 > out/deep/b.csv; : > out/.hidden
+        printf x > prog; chmod +x prog; : > .git/config; ln -s /etc out/etc; mkfifo out/fifo
+        ln -s a.csv out/link; ln -s . out/loop
+    """
+
+    def found(attempt: int, *out: str) -> dict[str, int]:
+        entry = line.sh(attempt, script, out=[[name, False] for name in out])
+        assert "miss" not in entry
+        return dict(entry["f"])
+
+    assert found(1, "out/*.csv") == {"out/a.csv": 1}
+    assert found(2, "**/*.csv", "pro[f-h]") == {"out/a.csv": 1, "out/deep/b.csv": 2, "prog": 1}
+    assert found(3, "out/") == {
+        "out/.hidden": 0,
+        "out/a.csv": 1,
+        "out/deep/b.csv": 2,
+        "out/link": 1,
+    }
+    assert set(found(4, "**")) == {*found(5, "out/"), "prog", ".git/config"}
+    assert line.exit(4)["fx"] == ["prog"]
+    assert line.whole(4, "out/deep/b.csv") == b"22"
+
+
+def test_a_pattern_without_a_match_is_missing(line: Line) -> None:
+    entry = line.sh(1, ": > a", out=[["*.csv", False], ["d/", False], ["e/", True], ["a", False]])
+    assert (entry["f"], entry["miss"], entry["why"]) == ({"a": 0}, ["*.csv", "d/"], "STAGING")
+    assert entry["msg"] == "missing output: *.csv, d/"
+    assert line.sh(2, ":", out=[["**", False]])["why"] == "OK"
+
+
+def test_of_all_outputs_unchanged_inputs_are_left_out(line: Line, tmp_path: Path) -> None:
+    for name in ("kept", "written", "replaced", "named"):
+        (tmp_path / name).write_text(name)
+    inputs = [[p.name, str(p), 0o644] for p in sorted(tmp_path.iterdir()) if p.is_file()]
+    script = "printf WRITTEN > written; cp kept new; mv new replaced; : > made"
+    entry = line.sh(1, script, **{"in": inputs, "out": [["**", False]]})
+    assert entry["f"] == {"made": 0, "replaced": 4, "written": 7}
+    entry = line.sh(2, ":", **{"in": inputs, "out": [["**", False], ["named", False]]})
+    assert entry["f"] == {"named": 5}
+
+
+def test_what_no_table_can_hold_is_told(line: Line) -> None:
+    odd = r"printf x > \"$(printf 'a\377b')\"; : > fine".replace('\\"', '"')
+    entry = line.sh(1, odd, out=[["**", False]])
+    assert (entry["f"], entry["miss"], entry["why"]) == ({"fine": 0}, [r"a\xffb"], "STAGING")
+    assert line.sh(2, odd, out=[["**", True]])["why"] == "OK"
+    deep = "for i in 1 2 3 4 5 6 7 8 9 10 11; do d=$(printf %0200d 1); mkdir $d; cd $d; done; : > x"
+    entry = line.sh(3, deep, out=[["**", False]])
+    assert (entry["f"], entry["why"], len(entry["miss"])) == ({}, "STAGING", 1)
+
+
+def test_a_sandbox_replaced_by_a_link_gives_nothing_by_patterns_either(line: Line) -> None:
+    script = 'd=$PWD; cd /; rm -rf "$d"; ln -s /etc "$d"'
+    entry = line.sh(1, script, out=[["**", False], ["host*", True]])
+    assert entry["f"] == {}
+
+
+@pytest.mark.parametrize("limit", ["MOST", "MOST_SEEN"])
+def test_more_outputs_than_can_be_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(outputs, limit, 10)
+    for number in range(10):
+        (tmp_path / str(number)).touch()
+    assert len(outputs.find_outputs(str(tmp_path), [("**", False)], set()).files) == 10
+    (tmp_path / "one more").touch()
+    found = outputs.find_outputs(str(tmp_path), [("**", False), ("1", False)], set())
+    assert found.files == {}
+    assert "output files" in found.problem
+
+
+def test_why_an_input_cannot_be_had_is_told(line: Line) -> None:
+    entry = line.run(1, "true", **{"in": [["x", "!the store said no", 0o644]]})
+    assert (entry["why"], entry["msg"]) == ("STAGING", "input: the store said no")

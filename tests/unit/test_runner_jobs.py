@@ -240,12 +240,14 @@ def test_signals_reach_the_job(line: Line) -> None:
 
 
 def test_slots_and_memory_are_never_oversubscribed(vm: Vm) -> None:
-    line = vm.serve(3, "--memory", "1000").line()
-    line.start(job(1, "sleep", "1000", cores=2, mem=600), job(2, "sleep", "1000", mem=500))
+    line = vm.serve(3, "--memory", str(1000 << 20)).line()
+    line.start(
+        job(1, "sleep", "1000", cores=2, mem=600 << 20), job(2, "sleep", "1000", mem=500 << 20)
+    )
     line.start(job(3, "true"))  # would fit, but the one before it was first
     line.started(1)
     assert line.ask("status")["queued"] == [2, 3]
-    line.start(job(4, "true", mem=1001), job(5, "true", cores=4))
+    line.start(job(4, "true", mem=1001 << 20), job(5, "true", cores=4))
     assert [line.exit(a)["why"] for a in (4, 5)] == ["SUBMISSION", "SUBMISSION"]
     line.ask("cancel", a=[1], grace=0)
     assert line.exit(3)["why"] == "OK"

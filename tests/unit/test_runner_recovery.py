@@ -74,6 +74,23 @@ def test_exits_and_boxes_survive_a_kill(vm: Vm) -> None:
     vm.wait_boxes()
 
 
+def test_what_a_lost_attempt_wrote_is_kept_as_far_as_it_was_long(vm: Vm) -> None:
+    line = vm.serve().line()
+    line.start(job(1, "sh", "-c", "seq 50000; exec sleep 1000"), job(2, "sleep", "1000"))
+    line.started(2)
+    wait_until(lambda: (vm.home / "jobs" / "1.out").exists(), "long output")
+    vm.kill()
+    again = vm.serve().line()
+    entry = again.exit(1)
+    assert (entry["why"], entry["osp"], entry["box"]) == ("LOST", True, True)
+    kept = again.whole(1, "stdout")
+    assert len(kept) == entry["os"] > 0
+    assert kept == b"".join(b"%d\n" % n for n in range(1, 50001))[: len(kept)]
+    assert "box" not in again.exit(2)
+    again.ask("free", a=[1])
+    vm.wait_boxes()
+
+
 def test_killed_at_any_instant_each_command_starts_at_most_once(vm: Vm, tmp_path: Path) -> None:
     """Kill -9 in the midst of it, again and again; redeliver everything each time."""
     marks = tmp_path / "marks"

@@ -72,12 +72,13 @@ NAMES = {
     "up": ("../x", r"'\.\.'"),
     "up inside": ("a/../../x", r"'\.\.'"),
     "empty": ("", "empty"),
-    "nothing": ("./", "file, not a directory"),
     "the directory itself": (".", "names no file"),
-    "a directory": ("a/", "not a directory"),
+    "a directory above": ("a/../../", r"'\.\.'"),
+    "a pattern above": ("../*.csv", r"'\.\.'"),
+    "an absolute pattern": ("/data/*.csv", "must not be absolute"),
     "NUL": ("a\0", "NUL"),
     "not UTF-8": ("\udc80", "UTF-8"),
-    "4 KiB": ("x/" * 2048 + "y", "at most 4096"),
+    "4 KiB": ("x/" * 2048 + "y", "at most (4096|2000)"),
     "a long part": ("a/" + "x" * 256, "256 bytes, at most 255"),
     "no text": (5, "must be a path"),
     "bytes": (b"a", "must be a path"),
@@ -140,8 +141,6 @@ def test_outputs_are_names_pairs_or_a_mapping() -> None:
     assert JobSpec(["true"], outputs={"b": "x"}).output_files == (Output("b", "x"),)
     with pytest.raises(BadInput, match="local path of an output 'x' is there twice"):
         JobSpec(["true"], outputs={"a": "x", "b": "x"})
-    with pytest.raises(BadInput, match="patterns"):
-        JobSpec(["true"], outputs=["*.csv"])
 
 
 def test_a_string_is_split_but_no_shell_sees_it() -> None:
@@ -203,7 +202,7 @@ def test_any_name_is_refused_or_stays_inside(name: str) -> None:
         [file] = JobSpec(["true"], outputs=[name]).output_files
     except BadInput:
         return
-    parts = file.name.split("/")
+    parts = file.name.removesuffix("/").split("/")
     assert all(part not in ("", ".", "..") for part in parts)
     assert "\0" not in file.name
     file.name.encode()

@@ -23,6 +23,7 @@ __all__ = ["Backend", "InputFile", "OutputFile", "StartJob", "VmAddress"]
 
 CHUNK = 500  # attempts in one message
 PIECE = 1 << 20  # bytes in one answer to `peek`
+NO_SOURCE = "!"  # in place of an input's path: it cannot be had, the rest says why
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +129,10 @@ class Backend(ABC):
 
     @abstractmethod
     def source(self, file: InputFile, vm: VmAddress) -> str:
-        """Return an absolute path on the VM that has the file's content.
+        """Return an absolute path on the VM that has the file's content, or NO_SOURCE and why not.
 
-        Must not fail for one file, which would fail its whole batch: a path that is not there makes
-        that one attempt end with the reason STAGING.
+        Must not fail for one file, which would fail its whole batch: NO_SOURCE, or a path that is
+        not there, makes that one attempt end with the reason STAGING.
         """
 
     def submit_jobs(
@@ -219,15 +220,18 @@ class Backend(ABC):
     def _copy_out(
         self, channel: Channel, vm: VmAddress, attempt_id: int, name: str, file: BinaryIO
     ) -> int:
-        done = 0
+        done, whole = 0, -1
         while True:
-            data, _, size = self.peek(channel, vm, attempt_id, name, offset=done, size=PIECE)
+            data, at, size = self.peek(channel, vm, attempt_id, name, offset=done, size=PIECE)
+            if at != done or whole not in (-1, size) or not (data or done >= size):
+                raise DataStagingError(f"{name!r} of attempt {attempt_id} changes while it is read")
+            whole = size
             try:
                 file.write(data)
             except OSError as error:
                 raise DataStagingError(f"cannot write {name!r}: {error}") from error
             done += len(data)
-            if done >= size or not data:
+            if done >= size:
                 return done
 
     def _item(self, job: StartJob, vm: VmAddress) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -11,12 +12,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from remuda.errors import BackendError, DataStagingError, VmUnreachable
-from remuda.workers.backends.base import Backend, InputFile, VmAddress
+from remuda.errors import BackendError, DataStagingError, RemudaError, VmUnreachable
+from remuda.files import copy_file, sha256_of
+from remuda.stores import one_batch, pull
+from remuda.workers.backends.base import NO_SOURCE, Backend, InputFile, StartJob, VmAddress
 from remuda.workers.bundle import install
+from remuda.workers.cache import Cache
 from remuda.workers.channel import Channel
+from remuda.workers.content import Content
 from remuda.workers.onvm.commands import STOPPED, at_socket
 from remuda.workers.onvm.sandbox import find_file
+
+log = logging.getLogger(__name__)
 
 # What jobs get of the environment of the process that happened to start their VM.
 KEPT = {"HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH"}
@@ -89,12 +96,27 @@ class LocalBackend(Backend):
             raise VmUnreachable(f"VM {vm.name} is gone")
         start_runner(home, timeout_s=timeout_s)
 
+    def submit_jobs(
+        self, channel: Channel, vm: VmAddress, jobs: Sequence[StartJob], *, floor: int
+    ) -> dict[int, str]:
+        """Have attempts started; what is at a URL is looked at once for all of them."""
+        with one_batch():
+            return super().submit_jobs(channel, vm, jobs, floor=floor)
+
     def source(self, file: InputFile, vm: VmAddress) -> str:
-        """Return the path of a `file://` URL; anything else is taken for a path."""
+        """Return the path of a `file://` URL, or a path; of anything else a copy in the VM's cache."""
+        if "://" not in file.url:
+            return file.url
         parts = urlsplit(file.url)
         if parts.scheme == "file" and parts.netloc in ("", "localhost"):
             return unquote(file.url.partition("://")[2].removeprefix(parts.netloc))
-        return file.url
+        try:
+            content = Content(file)
+            cache = Cache(self._home(vm))
+            return str(cache.link(content.key, lambda path: _fetch(content, file, path)))
+        except RemudaError as error:
+            log.warning("cannot have input %r on VM %s: %s", file.name, vm.name, error)
+            return f"{NO_SOURCE}{file.name}: {error}"
 
     def _copy_out(
         self, channel: Channel, vm: VmAddress, attempt_id: int, name: str, file: BinaryIO
@@ -109,8 +131,11 @@ class LocalBackend(Backend):
             return super()._copy_out(channel, vm, attempt_id, name, file)
         try:
             with open(path, "rb") as source:
-                shutil.copyfileobj(source, file, 1 << 20)
-                return source.tell()
+                size = os.fstat(source.fileno()).st_size
+                done = _copy(source, file)
+            if done != size:
+                raise DataStagingError(f"{name!r} of attempt {attempt_id} changes while it is read")
+            return size
         except OSError as error:
             raise DataStagingError(
                 f"cannot copy {name!r} of attempt {attempt_id}: {error}"
@@ -119,3 +144,29 @@ class LocalBackend(Backend):
     @staticmethod
     def _home(vm: VmAddress) -> Path:
         return Path(vm.address["home"])
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> int:
+    """Copy the rest of a file, within the kernel if both are real ones; return how much."""
+    begin = target.tell() if target.seekable() else -1
+    try:
+        real = begin == 0 and target.fileno() >= 0
+    except OSError:  # a file in memory
+        real = False
+    if real:
+        copy_file(source.fileno(), target.fileno())
+        return target.seek(0, os.SEEK_END)
+    shutil.copyfileobj(source, target, 1 << 20)
+    return source.tell()
+
+
+def _fetch(content: Content, file: InputFile, path: Path) -> None:
+    """Copy a content from its URL, and see that it is the right one."""
+    pull(file.url, path)
+    content.check()
+    if content.sha256:
+        with path.open("rb") as copy:
+            if sha256_of(copy.fileno()) != content.sha256:
+                raise DataStagingError(
+                    f"input {file.name!r}: what is at its URL is not what was stored"
+                )

@@ -1,37 +1,50 @@
 """The `ssh` backend: VMs one logs in to. Their address is a host's (see `remuda.hosts`) and `home`.
 
 The runner's file is copied there, one long-lived `runner attach` bridges a session to its socket,
-and inputs go once per VM to `home/cache/<sha256>`.
+and inputs go once per VM to `home/cache/<sha256>`, big outputs back in sessions of their own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from remuda.errors import (
     AuthError,
     BackendError,
-    DataStagingError,
     NoResources,
+    OutputNotAvailable,
     RemudaError,
     VmUnreachable,
 )
-from remuda.files import PIECE
 from remuda.hosts import Host, host_of
-from remuda.storage import Storage
-from remuda.workers import remote
-from remuda.workers.backends.base import Backend, InputFile, VmAddress
+from remuda.stores import one_batch
+from remuda.workers import remote, transfers
+from remuda.workers.backends.base import (
+    CHUNK,
+    NO_SOURCE,
+    Backend,
+    InputFile,
+    StartJob,
+    VmAddress,
+)
 from remuda.workers.channel import Channel
+from remuda.workers.content import Content
 
 log = logging.getLogger(__name__)
-STAGE_TIMEOUT_S = 600.0  # for one file, however slow the line
+FRESH_S = 300.0  # for so long a file that was seen in a cache is taken for being there
+GRACE_S = 900.0  # for so long one that was asked for is not given up there
+FAILED_S = 5.0  # for so long what could not be had is not tried again: a batch may want it often
+SMALL = 1 << 20  # bytes
+ROUNDS = 3  # of staging a batch so large that what was first may be given up when the last is there
 REMEMBERED = 20_000
+
+_Key = tuple[Host, str, str]
 
 
 class SshBackend(Backend):
@@ -42,7 +55,8 @@ class SshBackend(Backend):
     def __init__(self) -> None:
         """Know nothing of any VM's cache yet."""
         self._lock = threading.Lock()
-        self._there: OrderedDict[tuple[Host, str, str], str] = OrderedDict()
+        self._there: OrderedDict[_Key, tuple[str | None, float]] = OrderedDict()
+        self._busy: dict[_Key, tuple[threading.Lock, int]] = {}
 
     def connect(
         self,
@@ -79,73 +93,117 @@ class SshBackend(Backend):
         except BackendError as error:
             raise _refused(vm, error) from error
 
+    def submit_jobs(
+        self, channel: Channel, vm: VmAddress, jobs: Sequence[StartJob], *, floor: int
+    ) -> dict[int, str]:
+        """Stage the inputs first: what took long is made sure of once more before it is relied on."""
+        states: dict[int, str] = {}
+        for i in range(0, len(jobs), CHUNK):
+            batch = jobs[i : i + CHUNK]
+            files = {file.url: file for job in batch for file in job.inputs}.values()
+            with one_batch():
+                for _ in range(ROUNDS if files else 0):
+                    began = time.monotonic()
+                    for file in files:
+                        self.source(file, vm)
+                    if time.monotonic() - began < FRESH_S:
+                        break
+                states |= super().submit_jobs(channel, vm, batch, floor=floor)
+        return states
+
     def source(self, file: InputFile, vm: VmAddress) -> str:
         """Have the content in the VM's cache and return its path there.
 
-        A file that cannot be had is logged, and the path is of nothing.
+        For a file that cannot be had it is NO_SOURCE and why.
         """
         host, home = _place(vm)
-        key = (host, home, file.sha256 or file.url)
-        with self._lock:
-            known = self._there.get(key) if file.sha256 else None
-        if known:
-            return known
-        nothing = f"{home}/cache/{file.name.rpartition('/')[2] or 'input'}-is-missing"
+        asked = (host, home, f"{file.url} {file.sha256}")
+        refused = self._known(asked, FAILED_S)
+        if refused is not None:
+            return refused
         try:
-            path = self._send(file, host, home)
+            content = Content(file)
+            key = (host, home, content.key)
+            with self._one_at_a_time(key):
+                path = self._known(key, FRESH_S)
+                if path is None:
+                    path = self._send(content, host, home)
+                    self._remember(key, path)
+                return path
         except VmUnreachable:
             raise
         except (AuthError, NoResources) as error:
             raise _refused(vm, error) from error
         except RemudaError as error:
             log.warning("cannot copy input %r to VM %s: %s", file.name, vm.name, error)
-            return nothing
-        with self._lock:
-            self._there[key] = path
-            while len(self._there) > REMEMBERED:
-                self._there.popitem(last=False)
-        return path
+            refused = f"{NO_SOURCE}{file.name}: {error}"
+        self._remember(asked, refused)
+        return refused
 
-    def _send(self, file: InputFile, host: Host, home: str) -> str:
-        url = file.url
-        if "://" not in url:
-            if not url.startswith("/"):
-                raise DataStagingError(f"{url!r:.200} is no absolute path")
-            url = Path(url).as_uri()
-        storage = Storage(url.rpartition("/")[0] + "/")
-        sha256, size = file.sha256, file.size
-        if not sha256:
-            with storage.open(url) as stream:
-                sha256, size = _measured(stream, file.name)
+    def _copy_out(
+        self, channel: Channel, vm: VmAddress, attempt_id: int, name: str, file: BinaryIO
+    ) -> int:
+        """Copy what is big in a session of its own, as it is; what is small comes by the channel."""
+        _, _, size = self.peek(channel, vm, attempt_id, name, size=1)
+        if size > SMALL:
+            host, home = _place(vm)
+            try:
+                return transfers.get(host, home, attempt_id, name, file)
+            except OutputNotAvailable:
+                log.debug("the runner alone has %r of attempt %d", name, attempt_id)
+            except (AuthError, NoResources) as error:
+                raise _refused(vm, error) from error
+        return super()._copy_out(channel, vm, attempt_id, name, file)
 
-        answer = remote.put(
+    def _send(self, content: Content, host: Host, home: str) -> str:
+        answer = transfers.put(
             host,
-            f"{home}/cache/{sha256}",
-            sha256=sha256,
-            size=size,
-            opened=lambda: storage.open(url),
+            f"{home}/cache/{content.key}",
+            sha256=content.sha256,
+            size=content.size,
+            opened=content.opened,
             inside=home,
-            timeout_s=STAGE_TIMEOUT_S,
+            sent=content.check,
+            limit=host.cache_bytes,
+            grace_s=GRACE_S,
         )
         if answer.get("gone"):
             raise VmUnreachable(f"{home} on host {host.name} is gone")
         return str(answer["path"])
 
+    # ---- what is there
+
+    @contextmanager
+    def _one_at_a_time(self, key: _Key) -> Iterator[None]:
+        """Let the others of this process wait who want the same file there."""
+        with self._lock:
+            lock, count = self._busy.get(key, (threading.Lock(), 0))
+            self._busy[key] = (lock, count + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                lock, count = self._busy.pop(key)
+                if count > 1:
+                    self._busy[key] = (lock, count - 1)
+
+    def _known(self, key: _Key, lately_s: float) -> str | None:
+        with self._lock:
+            path, since = self._there.get(key, (None, 0.0))
+            return path if time.monotonic() - since < lately_s else None
+
+    def _remember(self, key: _Key, path: str) -> None:
+        with self._lock:
+            self._there[key] = (path, time.monotonic())
+            self._there.move_to_end(key)
+            while len(self._there) > REMEMBERED:
+                self._there.popitem(last=False)
+
 
 def _place(vm: VmAddress) -> tuple[Host, str]:
     host = host_of({key: value for key, value in vm.address.items() if key != "home"})
     return host, str(vm.address["home"])
-
-
-def _measured(stream: BinaryIO, name: str) -> tuple[str, int]:
-    sha256, size = hashlib.sha256(), 0
-    try:
-        while piece := stream.read(PIECE):
-            sha256.update(piece)
-            size += len(piece)
-    except OSError as error:
-        raise DataStagingError(f"cannot read input {name!r}: {error}") from error
-    return sha256.hexdigest(), size
 
 
 def _refused(vm: VmAddress, error: BackendError) -> VmUnreachable:

@@ -1,9 +1,10 @@
-"""The runner's command line: `serve`, `attach` and `stop`, each on one home."""
+"""The runner's command line: `serve`, `attach`, `shell` and `stop`, each on one home."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -13,8 +14,10 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
+from remuda.workers.onvm import cgroups
 from remuda.workers.onvm.ledger import Ledger, dumps
 from remuda.workers.onvm.processes import (
     boot_id,
@@ -119,17 +122,34 @@ def clear(home: str, *, runners: bool) -> None:
     same_boot = ledger.boot == boot_id()
     groups = [pid for _, _, pid in ledger.open.values() if pid > 0] if same_boot else []
     if runners or ledger.boot:
-        kill_all(home, session=ledger.session, groups=groups, runners=runners)
+        kill_all(
+            home,
+            session=ledger.session,
+            groups=groups,
+            runners=runners,
+            captives=lambda: cgroups.leftovers(home),
+        )
+        cgroups.clear_away(cgroups.noted(home + cgroups.NOTE))
 
 
 def options_of(home: str, given: dict[str, Any]) -> dict[str, Any]:
     """Complete what was given by what was given last time, and remember it."""
     path = home + "/runner.json"
     last = json.loads(slurp(path) or b"{}")
-    options = {"memory": 0, "name": "", "heartbeat": 5.0, **last, **given}
+    options = {"memory": 0, "name": "", "heartbeat": 5.0, "cgroups": 1, **last, **given}
     if options != last:
         write(path, dumps(options))
     return options
+
+
+def runner_of(home: str, options: dict[str, Any]) -> Runner:
+    """Return the runner that the options ask for."""
+    executor, slurm = options.pop("executor", "local"), options.pop("slurm", None)
+    if executor == "slurm":
+        from remuda.workers.onvm.slurm import SlurmRunner  # most runners never need it
+
+        return SlurmRunner(home, slurm=slurm, **options)
+    return Runner(home, **options)
 
 
 def serve(home: str, given: dict[str, Any]) -> int:
@@ -161,7 +181,7 @@ def serve(home: str, given: dict[str, Any]) -> int:
         os._exit(0)
     try:
         detach(home, keep={fd, writer})
-        runner = Runner(home, **options)
+        runner = runner_of(home, options)
         write_in_place(home + "/runner.pid", own_identity())
         listener = at_socket(home, "listen")
         os.write(writer, READY.encode())
@@ -172,10 +192,16 @@ def serve(home: str, given: dict[str, Any]) -> int:
             with contextlib.suppress(OSError):
                 os.unlink(home + name)
     except BaseException:
-        print(traceback.format_exc(), file=sys.stderr, flush=True)
-        if writer >= 0:
-            os.write(writer, traceback.format_exc(0)[-2000:].encode())
-    os._exit(0)
+        report(writer)
+    finally:
+        os._exit(0)  # whatever happened: no thread and no handler keeps a runner that failed
+
+
+def report(writer: int) -> None:
+    """Tell whoever waits for the start (-1: nobody does any more), then the log, what was raised."""
+    for fd, text in ((writer, traceback.format_exc(0)[-2000:]), (2, traceback.format_exc())):
+        with contextlib.suppress(OSError):  # on a full disk the log cannot be written
+            os.write(fd, text.encode("utf-8", "replace"))
 
 
 def allow_files(count: int) -> None:
@@ -217,9 +243,20 @@ def stop(home: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             fd = lock(home, 10.0)
         clear(home, runners=True)
+        end_slurm(home)
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+def end_slurm(home: str) -> None:
+    """Cancel what a home has with Slurm; RuntimeError if it does not end."""
+    if os.path.exists(home + "/slurm"):
+        from remuda.workers.onvm.slurmcalls import Options, end_all
+        from remuda.workers.onvm.slurmfiles import name_of
+
+        given = json.loads(slurp(home + "/runner.json") or b"{}").get("slurm")
+        end_all(name_of(home), Options(given or {}), dict(os.environ), wait_s=45.0)
 
 
 def attach(home: str) -> None:
@@ -240,20 +277,56 @@ def attach(home: str) -> None:
             sock.sendall(data)
 
 
+def shell(home: str, attempt: int, words: Sequence[str] = ()) -> None:
+    """Become an interactive shell, or a command, in an attempt's folder with its environment.
+
+    It is no process of the attempt: neither its limits nor its end are the shell's.
+    """
+    with at_socket(home, "connect", 10.0) as sock, sock.makefile("rb") as answers:
+        sock.sendall(dumps({"id": 1, "do": "where", "a": attempt}).encode() + b"\n")
+        answer = json.loads(answers.readline() or b"{}")
+    if not answer.get("ok"):
+        raise RuntimeError(answer.get("error") or "the runner hung up")
+    env = {**answer["env"], "TERM": os.environ.get("TERM", "dumb")}
+    os.chdir(answer["folder"])
+    with contextlib.suppress(OSError):
+        os.chdir(answer["cwd"] or ".")
+    if words:
+        try:
+            os.execvpe(words[0], list(words), env)
+        except OSError as error:
+            print(f"{words[0]}: {error.strerror}", file=sys.stderr)
+            sys.exit(126 if error.errno == errno.EACCES else 127)
+    program = os.environ.get("SHELL") or "/bin/sh"
+    try:
+        os.execve(program, [program], env)
+    except OSError:
+        os.execve("/bin/sh", ["/bin/sh"], env)
+
+
 def main() -> int:
-    """Run `serve`, `attach` or `stop`; 0 if that was done, else 1 and one line that says why."""
+    """Do one of them; 0 if that was done, else 1 and one line that says why."""
     parser = argparse.ArgumentParser(prog="runner")
-    parser.add_argument("do", choices=("serve", "attach", "stop"))
+    parser.add_argument("do", choices=("serve", "attach", "shell", "stop"))
     parser.add_argument("--home", required=True, help="the VM's folder")
     parser.add_argument("--slots", type=int, help="jobs of one core that run at once")
     parser.add_argument("--memory", type=int, help="bytes for jobs; default: what the machine has")
     parser.add_argument("--name", help="what the jobs see as REMUDA_VM")
     parser.add_argument("--heartbeat", type=float, help="seconds between two beats")
+    parser.add_argument("--executor", choices=("local", "slurm"), help="who runs the jobs")
+    parser.add_argument("--slurm", type=json.loads, help="how, as JSON: partition, account, ...")
+    parser.add_argument("--gpus", type=int, help="GPUs to lease to jobs; default: those there are")
+    parser.add_argument("--cgroups", type=int, choices=(0, 1), help="0: never use control groups")
+    parser.add_argument("--attempt", type=int, help="whose folder `shell` opens")
+    parser.add_argument("--words", type=json.loads, help="a command for `shell`, as JSON")
     given = {k: v for k, v in vars(parser.parse_args()).items() if v is not None}
+    attempt, words = given.pop("attempt", 0), given.pop("words", ())
     do, home = given.pop("do"), os.path.realpath(given.pop("home"))
     try:
         if do == "serve":
             return serve(home, given)
+        if do == "shell":
+            shell(home, attempt, words)
         (stop if do == "stop" else attach)(home)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         print(f"runner: {error}", file=sys.stderr)

@@ -1,238 +1,149 @@
-"""Starting a VM's jobs, seeing them end, and leaving nothing of them behind.
+"""Running a VM's jobs as processes, seeing them end, and leaving nothing of them behind.
 
-Every job runs in its own process group, in a folder of its own; its output comes through pipes. The
-process is the parent of its jobs, and by `PR_SET_CHILD_SUBREAPER` of whatever they orphan.
+Every step of a job (prologue, command, epilogue) runs in its own process group, in the job's
+folder; its output comes through pipes. All processes of a job wear its mark. The runner is the
+parent of its jobs, and by `PR_SET_CHILD_SUBREAPER` of whatever they orphan.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import ctypes
 import errno
-import json
 import os
-import select
 import signal
-import threading
-from collections.abc import Callable
 from typing import Any
 
-from remuda.workers.onvm.capture import SPILL, Stream
+from remuda.workers.onvm import marks
+from remuda.workers.onvm.attempts import Attempts
 from remuda.workers.onvm.job import NEVER, Job
-from remuda.workers.onvm.ledger import Ledger, dumps
+from remuda.workers.onvm.limits import group_of
 from remuda.workers.onvm.processes import (
-    boot_id,
     environment,
     launch,
+    members,
     now,
     signal_process,
+    signal_tree,
     wait_for,
 )
-from remuda.workers.onvm.sandbox import REMOVE, Boxes, copy_in
 
 KILL_S = 5.0  # between TERM and KILL when the walltime is over
-HELD = 32 << 20  # while so many bytes of entries are not acknowledged, every output goes to a file
+PASSES = 50  # looks for processes to stop; each finds what was forked since the last
 EXIT_CODES = {errno.ENOENT: 127, errno.EACCES: 126, errno.ENOEXEC: 126, errno.ENOTDIR: 126}
 
 
-class Executor:
-    """The jobs of one VM. Nothing here blocks but `kill_everything`."""
+class Unstartable(Exception):
+    """A program could not be started; says why, and what a shell would make of it."""
 
-    def __init__(self, home: str, *, slots: int, memory: int, name: str) -> None:
-        """Take over the home: what its journal says was not over is reported LOST."""
-        self.home, self.slots, self.name = home, slots, name
-        self.boxes = Boxes(home + "/jobs")
-        self.memory = memory
-        self.free_cores, self.free_memory = slots, memory
-        self.poll = select.epoll()
-        self.handlers: dict[int, Callable[[int], Any]] = {}
-        self.jobs: dict[int, Job] = {}  # queued and running
-        self.queue: collections.deque[Job] = collections.deque()  # may hold some already ended
-        self.staged: collections.deque[Job] = collections.deque()
-        self.pids: dict[int, Job | None] = {}  # None: a helper of our own
-        self.busy: set[int] = set()  # jobs that have an attempt holding slots
-        self.stopping = False
-        self.home_fd = os.open(home, os.O_RDONLY | os.O_CLOEXEC)
-        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self.wake, self.waker = os.pipe()
-        os.set_blocking(self.wake, False)
-        os.set_blocking(self.waker, False)
-        self.attend(self.wake, lambda _: os.read(self.wake, 1 << 16))
-        self.environ = {k: v for k, v in os.environ.items() if not k.startswith("REMUDA_")}
+    def __init__(self, error: Exception, program: str) -> None:
+        """Take what the system said."""
+        self.code = EXIT_CODES.get(getattr(error, "errno", 0) or 0)
+        what = getattr(error, "strerror", None) or str(error)
+        super().__init__(f"{what}: {program:.200}" if self.code else what)
+
+
+class Executor(Attempts):
+    """The jobs of one VM as processes. Nothing here blocks but `kill_everything`."""
+
+    def __init__(self, home: str, **options: Any) -> None:
+        """Take over the home and what its jobs orphan."""
         self.children = -1
         with contextlib.suppress(OSError, AttributeError):
             if ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0:  # PR_SET_CHILD_SUBREAPER
                 path = f"/proc/self/task/{os.getpid()}/children"
                 self.children = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.boot = boot_id()
-        self.ledger = Ledger(home + "/journal")
-        self.recover()
-
-    def on_entry(self, text: str) -> None:
-        """Hear of a new entry; for the subclass, like the other two."""
-
-    def on_start(self, job: Job) -> None:
-        """Hear of a job that just started."""
-
-    def on_output(self) -> None:
-        """Hear that there is more output, or that its end has come."""
-
-    def attend(self, fd: int, handler: Callable[[int], Any]) -> None:
-        """Have the handler called with the event whenever something can be read from fd."""
-        self.handlers[fd] = handler
-        self.poll.register(fd, select.EPOLLIN)
-
-    def entry(self, **fields: Any) -> None:
-        """Add a numbered entry to the journal."""
-        self.on_entry(self.ledger.add(n=self.ledger.n + 1, **fields))
-
-    def recover(self) -> None:
-        """Report LOST what a killed runner left open; clear away what belongs to nobody."""
-        ledger, rebooted = self.ledger, self.ledger.boot not in ("", self.boot)
-        if rebooted:  # the clock began anew: as far as we know these ended just now
-            for i, (n, text) in enumerate(ledger.entries):
-                entry = json.loads(text)
-                for key in ("at", "s", "x"):
-                    if entry.get(key) is not None:
-                        entry[key] = now()
-                ledger.entries[i] = (n, dumps(entry))
-        ledger.begin(self.boot, os.getsid(0))
-        for a, (_, epoch, pid) in sorted(ledger.open.items()):
-            report = {"t": "exit", "a": a, "e": epoch, "st": None, "sig": None, "why": "LOST"}
-            message = "the machine restarted" if rebooted else "the runner was killed"
-            self.entry(**report, started=pid != 0, s=None, x=now(), msg=message)
-        self.remove(self.boxes.keep(a for a, box in ledger.done.items() if box))
-        ledger.commit()
-
-    def accept(self, job: Job, floor: int) -> None:
-        """Queue an attempt nobody has seen; an older one of the same job is ended."""
-        rival = self.jobs.get(self.ledger.epochs.get(job.j, [0, 0])[1])
-        self.ledger.add(t="job", a=job.a, j=job.j, e=job.e, floor=floor)
-        self.jobs[job.a] = job
-        self.queue.append(job)
-        if rival:
-            self.terminate(rival, "CANCELLED", 0.0)
-        if job.why:
-            self.end(job, job.why, message=job.message)
-        elif job.cores > self.slots or job.mem > self.memory:
-            has = f"{self.slots} slots and {self.memory} bytes of memory"
-            self.end(job, "SUBMISSION", message=f"it asks for more than the {has} of this VM")
+        super().__init__(home, **options)
+        self.limits.cgroups.enter()
 
     def tick(self) -> None:
         """End the jobs whose time is over."""
         current = now()
         for job in [job for job in self.pids.values() if job and job.deadline <= current]:
             if job.why:
-                job.deadline = NEVER
-                signal_process(job.pid)
+                self.kill(job)
             else:
                 self.terminate(job, "WALLTIME", KILL_S)
 
-    def start_some(self) -> bool:
-        """Start what fits, first come first served; True if something was tried."""
-        batch: list[Job] = []
-        while self.queue and not self.stopping:
-            job = self.queue[0]
-            if job.state == "queued":
-                fits = job.cores <= self.free_cores and job.mem <= self.free_memory
-                if not fits or job.j in self.busy:
-                    break
-                self.hold(job, 1)
-                try:
-                    if job.ins:
-                        threading.Thread(target=self.stage, args=(job,), daemon=True).start()
-                    else:
-                        batch.append(job)
-                except RuntimeError as error:
-                    job.why, job.message = "STAGING", str(error)
-                    batch.append(job)
-            self.queue.popleft()
-        while self.staged and not self.stopping:
-            batch.append(self.staged.popleft())
-        for job in batch:
-            self.ledger.add(t="intent", a=job.a)
-        problem = self.ledger.commit() if batch else ""
-        for job in batch:
-            if problem and not job.why:
-                job.why, job.message = "STAGING", "cannot write the journal: " + problem
-            self.spawn(job)
-        return bool(batch)
-
-    def vanished(self) -> bool:
-        """Stop if the VM was deleted under our feet; what it ran is lost, not failed."""
-        if os.fstat(self.home_fd).st_nlink == 0 or not os.path.isdir(self.boxes.path):
-            self.stopping = True
-        return self.stopping
-
-    def hold(self, job: Job, sign: int) -> None:
-        """Take the job's slots and memory (1), or give them back (-1)."""
-        self.free_cores -= sign * job.cores
-        self.free_memory -= sign * job.mem
-        job.held = sign > 0
-        (self.busy.add if job.held else self.busy.discard)(job.j)
-
-    def stage(self, job: Job) -> None:
-        """Make the sandbox and copy the inputs into it; runs in a thread of its own."""
-        try:
-            job.folder = self.boxes.make(job.a)
-            for name, source, mode in job.ins:
-                copy_in(job.folder, name, source, mode)
-        except (OSError, ValueError) as error:
-            job.why, job.message = job.why or "STAGING", f"input: {error}"
-        self.staged.append(job)
-        with contextlib.suppress(BlockingIOError):
-            os.write(self.waker, b"s")
+    # ---- starting
 
     def spawn(self, job: Job) -> None:
-        """Start the job's command, or report why not."""
+        """Start the first step of a job, or report why not."""
         if job.why:
             return None if self.vanished() else self.end(job, job.why, message=job.message)
-        blame = "STAGING"
         try:
             if not job.folder:
-                job.folder = self.boxes.make(job.a) if job.outs else self.boxes.empty()
-            os.chdir(job.folder)
+                job.folder = self.boxes.make(job.a) if job.outs or job.cwd else self.boxes.empty()
             job.out = self.capture(job, ".out")
             job.err = None if job.join else self.capture(job, ".err")
-            blame = "SUBMISSION"
-            ids = {"JOB_ID": job.j, "ATTEMPT_ID": job.a, "EPOCH": job.e, "CORES": job.cores}
-            own = {"REMUDA_" + name: str(value) for name, value in ids.items()}
-            env = {**self.environ, **job.env, **own, "REMUDA_VM": self.name}
-            env["REMUDA_VM_HOME"] = self.home
-            job.started = now()
-            job.pid = launch(job.argv, env, job.out.inner, (job.err or job.out).inner)
-        except (OSError, ValueError) as error:
+            self.limits.open(job)
+            self.enter(job)
+        except OSError as error:
+            message = f"{error.strerror or error}: {job.folder:.200}"
+            return None if self.vanished() else self.end(job, "STAGING", message=message)
+        job.mark, job.started = marks.mark(self.home, job.a), now()
+        try:
+            self.launch(job, "prologue" if job.prologue else "command")
+        except Unstartable as error:
             if self.vanished():
                 return None
-            code = EXIT_CODES.get(getattr(error, "errno", 0)) if blame == "SUBMISSION" else None
-            what = getattr(error, "strerror", None) or str(error)
-            message = f"{what}: {job.argv[0] if code else job.folder:.200}"
-            return self.end(job, "NONZERO" if code else blame, message=message, code=code)
-        for stream in (job.out, job.err):
-            if stream:
-                stream.handed_over()
-        job.state, job.deadline = "running", job.started + job.wall
-        self.pids[job.pid] = job
+            message = ("the prologue: " if job.prologue else "") + str(error)
+            why = "NONZERO" if error.code else "SUBMISSION"
+            return self.end(job, why, message=message, code=error.code)
+        job.state, job.deadline = "running", job.due()
         self.entry(t="start", a=job.a, e=job.e, at=job.started, pid=job.pid)
         self.on_start(job)
+        return None
 
-    def capture(self, job: Job, end: str) -> Stream:
-        stream = Stream(self.boxes.of(job.a) + end, job.limit)
+    def enter(self, job: Job) -> None:
+        """Go where the job's steps are to run."""
+        path = f"{job.folder}/{job.cwd}" if job.cwd else job.folder
+        if job.cwd:
+            if not os.path.realpath(path).startswith(job.folder + "/"):
+                raise OSError(errno.EPERM, f"the working directory {job.cwd} leads out of")
+            os.makedirs(path, 0o700, exist_ok=True)
+        os.chdir(path)
 
-        def ready(_event: int) -> None:
-            before = stream.total
-            if not stream.pull():
-                del self.handlers[stream.fd]
-                stream.close()
-            if stream.total > before:
-                self.on_output()
+    def environment_of(self, job: Job) -> dict[str, str]:
+        """Return the environment of all the job's steps."""
+        env = {**self.environ, **self.limits.environment(job), **job.env}
+        env["REMUDA_JOB_ID"], env["REMUDA_ATTEMPT_ID"] = str(job.j), str(job.a)
+        env["REMUDA_EPOCH"], env["REMUDA_CORES"] = str(job.e), str(job.cores)
+        env["REMUDA_VM"], env["REMUDA_VM_HOME"] = self.name, self.home
+        return env
 
-        self.attend(stream.fd, ready)
-        return stream
+    def launch(self, job: Job, step: str, **more: str) -> None:
+        """Start a step; Unstartable if it cannot be."""
+        argv = {"prologue": job.prologue, "epilogue": job.epilogue}.get(step, job.argv)
+        env, prepare = self.environment_of(job), self.limits.preparer(job)
+        env.update(more)
+        out = job.out.inner if job.out else -1
+        err = job.err.inner if job.err else out
+        try:
+            pid = launch(argv, env, out, err, mark=job.mark, prepare=prepare)
+        except (OSError, ValueError) as error:
+            raise Unstartable(error, argv[0]) from None
+        job.step, job.pid, self.pids[pid] = step, pid, job
+        if step == "epilogue" or (step == "command" and not job.epilogue):
+            for stream in (job.out, job.err):  # no later step needs them
+                if stream:
+                    stream.handed_over()
+
+    def go_on(self, job: Job, step: str, **more: str) -> None:
+        """Start the next step of a job; Unstartable if it cannot be."""
+        try:
+            self.enter(job)
+        except OSError as error:
+            raise Unstartable(error, job.folder) from None
+        self.launch(job, step, **more)
+        self.ledger.add(t="step", a=job.a, pid=job.pid)
+        if job.suspended:
+            self.freeze(job)
+
+    # ---- ending
 
     def reap(self) -> None:
-        """See who ended; whatever an ended job left running is killed."""
+        """See who ended; whatever an ended step left in its group is killed."""
         ended = False
         while True:
             try:
@@ -246,11 +157,17 @@ class Executor:
                 with contextlib.suppress(OSError):
                     os.killpg(job.pid, signal.SIGKILL)
             _, status, usage = os.wait4(found.si_pid, 0)
-            self.pids.pop(found.si_pid, None)
             if job:
+                del self.pids[found.si_pid]
                 self.exited(job, status, usage)
+            elif found.si_pid in self.pids:
+                del self.pids[found.si_pid]
+                self.helper_ended(found.si_pid, status)
         if ended:
             self.sweep()
+
+    def helper_ended(self, pid: int, status: int) -> None:
+        """Hear that a process of the runner's own ended; for the subclass."""
 
     def orphans(self) -> list[int]:
         """Return our children that are not ours: descendants of jobs whose parent ended."""
@@ -259,15 +176,115 @@ class Executor:
 
     def sweep(self) -> None:
         """Kill the orphans of ended jobs, also those that moved to a session of their own."""
-        running = {str(job.a).encode() for job in self.pids.values() if job}
-        for pid in self.orphans():
-            attempt = environment(pid, b"REMUDA_ATTEMPT_ID")
-            if not running or (attempt and attempt not in running):
+        self.limits.cgroups.tidy()
+        orphans = self.orphans()
+        if not orphans:
+            return
+        running = {job.mark: str(job.a).encode() for job in self.pids.values() if job}
+        attempts, own = set(running.values()), marks.mark(self.home)
+        kept = {*running, own, marks.mark(self.home, marks.PREPARATION)}
+        for pid in orphans:
+            mark = marks.mark_of(pid)
+            if marks.same_home(mark, own):
+                doomed = mark not in kept
+            else:  # it took its mark off: what does its environment say?
+                attempt = environment(pid, b"REMUDA_ATTEMPT_ID")
+                doomed = not running or bool(attempt and attempt not in attempts)
+            if doomed:
                 signal_process(pid)
+
+    def exited(self, job: Job, status: int, usage: Any) -> None:
+        """Go on with the job's next step, or report how it ended."""
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        how = f"exit code {code}" if number is None else f"signal {number}"
+        job.usage.add(usage)
+        if job.step == "epilogue":
+            if job.result[0] == 0 and code != 0:
+                code = 128 + (number or 0) if code is None else code
+                job.result = code, None, f"the epilogue failed: {how}"
+            self.finish(job)
+        elif job.step == "command":
+            self.command_ended(job, code, number)
+        elif code == 0 and not job.why:
+            try:
+                self.go_on(job, "command")
+            except Unstartable as error:
+                self.command_ended(job, error.code or 126, None, str(error))
+        else:
+            message = f"the prologue failed: {how}" if code != 0 else ""
+            job.result = None if code == 0 else code, number, message
+            self.finish(job)
+
+    def command_ended(
+        self, job: Job, code: int | None, number: int | None, message: str = ""
+    ) -> None:
+        """Run the epilogue, if there is one and time for it; else report the end."""
+        job.result = code, number, message
+        if job.epilogue and not job.killed:
+            told = {
+                "REMUDA_EXIT_CODE": "" if code is None else str(code),
+                "REMUDA_SIGNAL": "" if number is None else str(number),
+            }
+            try:
+                return self.go_on(job, "epilogue", **told)
+            except Unstartable as error:
+                if code == 0:
+                    job.result = error.code or 126, None, f"the epilogue: {error}"
+        return self.finish(job)
+
+    def finish(self, job: Job) -> None:
+        """Report how a job ended; being told to is the reason only if it mattered."""
+        code, number, message = job.result
+        why = "OK" if code == 0 else "NONZERO" if number is None else "SIGNALLED"
+        self.limits.measure(job)
+        if job.why == "WALLTIME" or (job.why and code != 0):
+            why, message = job.why, job.message
+        elif code != 0:
+            lacked = self.limits.want_of_memory(job)
+            why, message = ("OUT_OF_MEMORY", lacked) if lacked else (why, message)
+        self.end(job, why, message=message, code=code, signal=number, usage=job.usage)
+
+    def terminate(self, job: Job, why: str, grace: float) -> None:
+        """End a job early: at once if it has not started; else TERM, and KILL after the grace."""
+        if not job.held:
+            self.end(job, why)
+            return
+        if why == "WALLTIME" and not job.why:
+            job.message = f"exceeded its walltime of {job.wall:g} s"
+        if not job.pid:
+            job.why = job.why or why  # being staged; seen when that is over
+        elif self.has_ended(job):
+            job.deadline = NEVER
+        else:
+            last = job.deadline if job.why else NEVER
+            job.why, job.deadline = job.why or why, min(now() + grace, last)
+            if grace > 0:
+                signal_tree(job.pid, job.mark, signal.SIGTERM)
+                self.thaw(job)
+            else:
+                self.kill(job)
+            self.resumed(job)
+
+    def has_ended(self, job: Job) -> bool:
+        """Tell whether the job's last step ended and only waits to be reaped."""
+        if job.step == "prologue" or (job.step == "command" and job.epilogue):
+            return False
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, job.pid, options) is not None
+
+    def kill(self, job: Job) -> None:
+        """Kill all of a job; no step of it begins any more."""
+        job.killed, job.deadline = True, NEVER
+        if job.group:
+            job.group.kill()
+        signal_tree(job.pid, job.mark, signal.SIGKILL)
 
     def kill_everything(self) -> None:
         """Kill the jobs and all they started; returns when they are gone."""
-        for pid in self.pids:
+        for pid, job in self.pids.items():
+            if job and job.group:
+                job.group.kill()
             signal_process(pid)
 
         def gone() -> bool:
@@ -282,51 +299,46 @@ class Executor:
 
         wait_for(gone, 10.0)
 
-    def exited(self, job: Job, status: int, usage: Any) -> None:
-        """Report how a process ended; being told to is the reason only if it mattered."""
-        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-        why = "OK" if code == 0 else "SIGNALLED" if code is None else "NONZERO"
-        if job.why == "WALLTIME" or (job.why and code != 0):
-            why = job.why
-        self.end(job, why, message=job.message, code=code, signal=number, usage=usage)
+    # ---- suspending
 
-    def end(self, job: Job, why: str, *, message: str = "", **how: Any) -> None:
-        """Report an attempt's end; its slots are free again, its files stay until freed."""
-        if job.held:
-            self.hold(job, -1)
-        job.state = "exited"
-        self.jobs.pop(job.a, None)
-        for stream in (job.out, job.err):
-            if stream:
-                self.handlers.pop(stream.fd, None)
-                stream.finish(SPILL if self.ledger.held < HELD else 0)
-        job.folder, doomed = self.boxes.close(job.a, job.folder)
-        self.remove(doomed)
-        self.entry(**job.report(why, message, **how))
-        self.on_output()
+    def suspend(self, job: Job) -> None:
+        """Stop all of a running job, and the clock of its walltime; harmless when repeated."""
+        if not job.suspended:
+            job.stopped_at, job.deadline = now(), NEVER
+            self.freeze(job)
+            self.on_state(job)
 
-    def remove(self, paths: list[str]) -> None:
-        """Have doomed folders and files deleted, in a process of its own."""
-        for i in range(0, len(paths), 500):
-            with contextlib.suppress(OSError):
-                command = ["/bin/sh", "-c", REMOVE, "sh", *paths[i : i + 500]]
-                self.pids[launch(command, self.environ, self.null, self.null)] = None
+    def resume(self, job: Job) -> None:
+        """Let a suspended job go on; harmless when repeated."""
+        if job.suspended:
+            self.thaw(job)
+            self.resumed(job)
+            job.deadline = job.due()
 
-    def terminate(self, job: Job, why: str, grace: float) -> None:
-        """End a job early: at once if it has not started; else TERM, and KILL after the grace."""
-        if not job.held:
-            self.end(job, why)
-        elif not job.pid:
-            job.why = job.why or why  # being staged; seen when that is over
-        elif os.waitid(os.P_PID, job.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            if why == "WALLTIME":
-                job.message = f"exceeded its walltime of {job.wall:g} s"
-            job.why, job.deadline = (
-                job.why or why,
-                min(now() + grace, job.deadline if job.why else NEVER),
-            )
-            signal_process(job.pid, signal.SIGTERM if grace > 0 else signal.SIGKILL)
-            signal_process(job.pid, signal.SIGCONT)
-        else:
-            job.deadline = NEVER
+    def resumed(self, job: Job) -> None:
+        """Take note that a job is not suspended any more."""
+        if job.suspended:
+            job.stopped_s, job.stopped_at = job.stopped, 0.0
+            self.on_state(job)
+
+    def freeze(self, job: Job) -> None:
+        """Stop all processes of a job, also those it forks meanwhile."""
+        group = group_of(job)
+        if group and group.freeze():
+            return
+        signal_process(job.pid, signal.SIGSTOP)
+        stopped: set[int] = set()
+        for _ in range(PASSES):
+            more = set(members(job.mark)) - stopped
+            if not more:
+                return
+            for pid in more:
+                signal_process(pid, signal.SIGSTOP, group=False)
+            stopped |= more
+
+    def thaw(self, job: Job) -> None:
+        """Let all processes of a job run."""
+        group = group_of(job)
+        if group:
+            group.thaw()
+        signal_tree(job.pid, job.mark, signal.SIGCONT)

@@ -6,8 +6,11 @@ import base64
 from typing import Any
 
 from remuda.workers.onvm.capture import Stream
+from remuda.workers.onvm.cgroups import Group
+from remuda.workers.onvm.outputs import find_outputs
 from remuda.workers.onvm.processes import now
-from remuda.workers.onvm.sandbox import size_of
+from remuda.workers.onvm.sandbox import inside
+from remuda.workers.onvm.usage import Usage, told
 
 NEVER = float("inf")
 LIMIT = 64 << 20  # bytes of stdout, and of stderr, that are kept
@@ -22,11 +25,20 @@ class Job:
         KeyError, TypeError or ValueError if it is not even an attempt; for anything else that is
         wrong with it, `why` is set.
         """
+        self.spec = spec
         self.a, self.j, self.e = int(spec["a"]), int(spec["j"]), int(spec["e"])
         self.held = False  # has its cores and memory; until then it is queued
         self.pid = 0
         self.started, self.deadline = 0.0, NEVER  # when it is to be ended, or killed if `why`
         self.why, self.message = "", ""  # why it is being ended
+        self.killed = False  # its time is over for good: no step of it begins any more
+        self.step = ""  # "prologue", "command" or "epilogue": what runs
+        self.result: tuple[int | None, int | None, str] = (None, None, "")  # of the command
+        self.mark, self.usage = 0, Usage()
+        self.group: Group | None = None
+        self.cpus: list[int] = []
+        self.gpu_ids: list[int] = []
+        self.stopped_at, self.stopped_s = 0.0, 0.0  # since when it is suspended; before that
         self.folder = ""
         self.out: Stream | None = None
         self.err: Stream | None = None
@@ -41,6 +53,9 @@ class Job:
         self.ins: list[tuple[str, str, int]] = []
         self.outs: list[tuple[str, bool]] = []
         self.cores, self.mem, self.follow = 1, 0, False
+        self.pin, self.gpus, self.cwd = False, 0, ""
+        self.prologue: list[str] = []
+        self.epilogue: list[str] = []
         self.argv: list[str] = spec["c"]
         self.env: dict[str, str] = spec.get("env") or {}
         self.ins = [
@@ -51,11 +66,31 @@ class Job:
         self.wall = float(spec.get("wall") or NEVER)
         self.limit = int(spec.get("limit") or LIMIT)
         self.follow, self.join = bool(spec.get("follow")), bool(spec.get("join"))
-        words = [*self.argv, *self.env, *self.env.values()]
-        if not isinstance(self.argv, list) or not all(isinstance(word, str) for word in words):
+        self.pin, self.gpus = bool(spec.get("pin")), int(spec.get("gpus") or 0)
+        self.cwd = inside(str(spec["cwd"]).rstrip("/")) if spec.get("cwd") else ""
+        self.prologue, self.epilogue = spec.get("pro") or [], spec.get("epi") or []
+        commands = self.argv, self.prologue, self.epilogue
+        words = [*self.argv, *self.prologue, *self.epilogue, *self.env, *self.env.values()]
+        lists = all(isinstance(command, list) for command in commands)
+        if not lists or not all(isinstance(word, str) for word in words):
             raise ValueError("the command is no list of strings, or the environment not of strings")
-        if not self.argv or self.cores < 1 or self.mem < 0 or not self.wall > 0:
-            raise ValueError("no command, or cores, memory or walltime below what can be")
+        least = self.cores < 1 or self.mem < 0 or self.gpus < 0
+        if not self.argv or least or not self.wall > 0:
+            raise ValueError("no command, or cores, memory, GPUs or walltime below what can be")
+
+    @property
+    def suspended(self) -> bool:
+        """Whether it is stopped until somebody resumes it."""
+        return self.stopped_at > 0
+
+    @property
+    def stopped(self) -> float:
+        """The seconds it has been suspended, all in all."""
+        return self.stopped_s + (now() - self.stopped_at if self.suspended else 0.0)
+
+    def due(self) -> float:
+        """Return when its walltime is over; never, as long as it is suspended."""
+        return NEVER if self.suspended else self.started + self.wall + self.stopped_s
 
     def report(
         self,
@@ -70,7 +105,7 @@ class Job:
         report: dict[str, Any] = {"t": "exit", "a": self.a, "e": self.e, "st": code, "sig": signal}
         report.update(s=self.started if self.pid else None, x=now(), started=bool(self.pid))
         if usage:
-            report.update(u=usage.ru_utime, sy=usage.ru_stime, rss=usage.ru_maxrss * 1024)
+            report.update(told(usage))
         box = bool(self.folder)
         keys = (self.out, "o", "os", "osp"), (self.err, "er", "es", "esp")
         for stream, inline, size, spilled in keys:
@@ -83,13 +118,14 @@ class Job:
                 if stream.error:
                     why, message = "STAGING" if why == "OK" else why, message or stream.error
         if self.outs and self.folder:
-            sizes = {name: size_of(self.folder, name) for name, _ in self.outs}
-            report["f"] = {name: size for name, size in sizes.items() if size is not None}
-            missing = [name for name, optional in self.outs if not optional and sizes[name] is None]
-            if missing:
-                report["miss"] = missing
-                if why == "OK":
-                    why, message = "STAGING", f"missing output: {', '.join(missing):.1000}"
+            found = find_outputs(self.folder, self.outs, {item[0] for item in self.ins})
+            report["f"] = found.files
+            if found.executable:
+                report["fx"] = found.executable
+            if found.missing:
+                report["miss"] = found.missing
+            if found.problem and why == "OK":
+                why, message = "STAGING", found.problem
         report["why"] = why
         if message:
             report["msg"] = message

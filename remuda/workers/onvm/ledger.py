@@ -129,6 +129,8 @@ class Ledger:
             self.open[a] = [line["j"], line["e"], 0]
         elif kind == "intent":
             self.open[a][2] = -1
+        elif kind == "step":
+            self.open[a][2] = line["pid"]
         elif kind == "drop":
             self.stale.add(a)
             self.open.pop(a, None)

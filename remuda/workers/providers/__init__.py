@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from remuda.config import Settings
@@ -13,12 +13,17 @@ from remuda.workers.providers.base import Provider, VmDescription, VmSpec, VmSta
 __all__ = ["Provider", "VmDescription", "VmSpec", "VmState", "get_provider"]
 
 GROUP = "remuda.providers"
+_HERE = {
+    "local": "remuda.workers.providers.local:LocalProvider",
+    "noop": "remuda.workers.providers.noop:NoopProvider",
+    "static": "remuda.workers.providers.static:StaticProvider",
+}
 
 
 def get_provider(
     kind: str, settings: Settings, pool_settings: Mapping[str, Any] | None = None
 ) -> Provider:
-    """Return the provider of a kind: `local`, `static`, or one an installed package registered.
+    """Return the provider of a kind: `local`, `static`, `noop`, or one a package registered.
 
     With the settings of a pool it is that pool's (see `Provider.of_pool`).
 
@@ -26,18 +31,15 @@ def get_provider(
     entry point of the group `remuda.providers`. Raises BadInput, naming the known kinds, for any
     other.
     """
-    if kind == "local":
-        from remuda.workers.providers.local import LocalProvider
+    where = _HERE.get(kind)
+    found = EntryPoint(kind, where, GROUP) if where else _plugin(kind)
+    provider: Provider = found.load()(settings)
+    return provider.of_pool(pool_settings) if pool_settings else provider
 
-        return LocalProvider(settings)
-    if kind == "static":
-        from remuda.workers.providers.static import StaticProvider
 
-        static = StaticProvider(settings)
-        return static.of_pool(pool_settings) if pool_settings else static
+def _plugin(kind: str) -> EntryPoint:
     plugins = {point.name: point for point in entry_points(group=GROUP)}
     if kind not in plugins:
-        known = ", ".join(sorted({"local", "static", *plugins}))
+        known = ", ".join(sorted({*_HERE, *plugins}))
         raise BadInput(f"there is no provider {kind!r}", hint=f"known: {known}")
-    provider: Provider = plugins[kind].load()(settings)
-    return provider.of_pool(pool_settings) if pool_settings else provider
+    return plugins[kind]

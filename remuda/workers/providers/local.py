@@ -23,7 +23,9 @@ from remuda.errors import (
     TransientProviderError,
     VmUnreachable,
 )
+from remuda.hosts import slurm_of
 from remuda.workers.backends.local import start_runner
+from remuda.workers.backends.slurm import runner_arguments
 from remuda.workers.onvm.commands import STOPPED, stop
 from remuda.workers.providers.base import Provider, VmDescription, VmSpec, VmState
 
@@ -53,6 +55,7 @@ class LocalProvider(Provider):
             raise PermanentProviderError(message, hint=hint) from error
         arguments = ["--slots", str(spec.slots), "--name", spec.name]
         arguments += ["--memory", str(spec.memory_bytes or 0), "--heartbeat", str(spec.heartbeat_s)]
+        arguments += runner_arguments(spec.settings)
         try:
             start_runner(home, arguments)
         except VmUnreachable as error:
@@ -93,9 +96,10 @@ class LocalProvider(Provider):
         self._empty_trash()
 
     def validate(self, settings: Mapping[str, Any]) -> None:
-        """Accept nothing: there is nothing to choose."""
-        if settings:
-            unknown = ", ".join(sorted(map(str, settings)))
+        """Accept "slurm", for a cluster's login node (see `remuda.hosts.slurm_of`)."""
+        slurm_of(settings)
+        if set(settings) - {"slurm"}:
+            unknown = ", ".join(sorted(map(str, set(settings) - {"slurm"})))
             raise BadInput(f"the local provider has no setting {unknown}")
 
     # ---- folders

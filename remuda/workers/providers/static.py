@@ -35,6 +35,7 @@ from remuda.errors import (
 )
 from remuda.hosts import Host, hosts_of
 from remuda.workers import remote
+from remuda.workers.backends.slurm import runner_arguments
 from remuda.workers.providers.base import Provider, VmDescription, VmSpec, VmState
 from remuda.workers.session import NEED
 
@@ -99,13 +100,20 @@ class StaticProvider(Provider):
         """
         if spec.settings and not self._hosts:
             return self.of_pool(spec.settings).spawn(spec, token)
+        asked = False
         for round_ in range(ROUNDS):
             seen = self._look(self._hosts.values())
             mine = [s for s in seen if s.token == token]
             final = next((s for s in mine if s.claim and s.claim.get("confirmed")), None)
             keep = final or (mine[0] if mine else None)
             if keep is None:
-                self._claim_one(spec, token, seen)
+                try:
+                    free = _free_host(spec, token, seen)
+                except ProviderError as error:
+                    error.made_nothing = not asked
+                    raise
+                asked = True
+                _ask(free, "claim", token=token, pool=spec.pool, name=spec.name)
                 continue
             others = [s for s in mine if s is not keep]
             revoked = [not _ask(s.host, "revoke", token=token)["final"] for s in others]
@@ -149,7 +157,7 @@ class StaticProvider(Provider):
         _ask(host, "release", token=one.token, timeout_s=START_S)
 
     def validate(self, settings: Mapping[str, Any]) -> None:
-        """Accept {"hosts": [...]}; see `remuda.hosts.Host`."""
+        """Accept {"hosts": [...]} and "slurm"; see `remuda.hosts`."""
         hosts_of(settings)
 
     # ---- hosts
@@ -171,32 +179,11 @@ class StaticProvider(Provider):
                 raise one.error
         return seen
 
-    def _claim_one(self, spec: VmSpec, token: str, seen: Sequence[_Seen]) -> None:
-        """Try to claim a free host that is big enough; raises when there is none."""
-        fits = [s for s in seen if _fits(s.host, spec)]
-        if not fits:
-            raise PermanentProviderError(
-                f"no host has {spec.slots} cores and {spec.memory_bytes or 0} bytes of memory"
-            )
-        free = [s.host for s in fits if s.fit and s.claim is None and s.error is None]
-        if free:  # tokens differ in which they like best, so many at once seldom want the same
-            best = min(free, key=lambda host: _digest(f"{token} {host.name}"))
-            _ask(best, "claim", token=token, pool=spec.pool, name=spec.name)
-            return
-        for one in fits:
-            if one.error is not None:
-                raise one.error
-        unfit = [one.host.name for one in fits if not one.fit]
-        if unfit:
-            raise PermanentProviderError(
-                f"no python3 >= 3.7 on {', '.join(unfit)[:500]}", hint=NEED
-            )
-        raise CapacityError(f"all {len(fits)} hosts are taken", hint="add hosts, or fewer VMs")
-
     def _start(self, host: Host, home: str, spec: VmSpec) -> None:
         memory = spec.memory_bytes or host.memory_bytes
         arguments = ["--slots", str(spec.slots), "--name", spec.name or "vm"]
         arguments += ["--memory", str(memory), "--heartbeat", str(spec.heartbeat_s)]
+        arguments += runner_arguments(spec.settings)
         with _told(host):
             remote.start_runner(host, home, arguments, timeout_s=START_S)
 
@@ -235,6 +222,25 @@ def _at_once(hosts: Sequence[Host]) -> builtins.list[_Seen]:
         return [_look_at(host) for host in hosts]
     with ThreadPoolExecutor(min(AT_ONCE, len(hosts)), thread_name_prefix="remuda-hosts") as pool:
         return list(pool.map(_look_at, hosts))
+
+
+def _free_host(spec: VmSpec, token: str, seen: Sequence[_Seen]) -> Host:
+    """Return a free host that is big enough; raises when there is none."""
+    fits = [s for s in seen if _fits(s.host, spec)]
+    if not fits:
+        raise PermanentProviderError(
+            f"no host has {spec.slots} cores and {spec.memory_bytes or 0} bytes of memory"
+        )
+    free = [s.host for s in fits if s.fit and s.claim is None and s.error is None]
+    if free:  # tokens differ in which they like best, so many at once seldom want the same
+        return min(free, key=lambda host: _digest(f"{token} {host.name}"))
+    for one in fits:
+        if one.error is not None:
+            raise one.error
+    unfit = [one.host.name for one in fits if not one.fit]
+    if unfit:
+        raise PermanentProviderError(f"no python3 >= 3.7 on {', '.join(unfit)[:500]}", hint=NEED)
+    raise CapacityError(f"all {len(fits)} hosts are taken", hint="add hosts, or fewer VMs")
 
 
 def _fits(host: Host, spec: VmSpec) -> bool:

@@ -75,6 +75,12 @@ def _specs_and_arrays() -> None:
               FROM jobs WHERE state = 'TERMINATED' GROUP BY 1) AS counted
         WHERE counted.array_id = arrays.id AND counted.ended <= arrays.size""")
     _check("arrays", "max_running", "max_running > 0")
+    op.create_index(
+        "ix_arrays_limited",
+        "arrays",
+        ["id"],
+        postgresql_where=sa.text("max_running IS NOT NULL AND ended < size"),
+    )
     _check("arrays", "counts", "succeeded >= 0 AND succeeded <= ended AND ended <= size")
 
 
@@ -108,6 +114,20 @@ def _jobs() -> None:
         postgresql_where=sa.text("state = 'NEW' AND unmet = 0 AND NOT held"),
     )
     op.create_index(
+        "ix_jobs_blocked",
+        "jobs",
+        ["id"],
+        postgresql_where=sa.text("state = 'NEW' AND unmet > 0"),
+    )
+    op.create_index(
+        "ix_jobs_waiting_for_several",
+        "jobs",
+        [sa.text("priority DESC"), "id"],
+        postgresql_where=sa.text(
+            "state = 'NEW' AND unmet = 0 AND NOT held AND pool_ids IS NOT NULL"
+        ),
+    )
+    op.create_index(
         "ix_jobs_queue_deadline",
         "jobs",
         ["submitted_at"],
@@ -139,6 +159,7 @@ def _attempts() -> None:
     )
     op.drop_constraint("ck_attempts_reason", "attempts")
     _check("attempts", "reason", _REASONS)
+    _add("attempt_outputs", _flag("executable"), sa.Column("sha256", sa.Text()))
 
 
 def _pools_and_vms() -> None:
@@ -158,6 +179,7 @@ def _pools_and_vms() -> None:
     )
     _add(
         "vms",
+        _number("spawn_calls"),
         _number("gpus"),
         _json("facts", "{}"),
         _json("preparation"),
@@ -206,7 +228,7 @@ def _dependencies() -> None:
             f"ix_dependencies_{column}",
             "dependencies",
             [column],
-            postgresql_where=sa.text("NOT met"),
+            postgresql_where=sa.text(f"NOT met AND {column} IS NOT NULL"),
         )
 
 

@@ -1,0 +1,100 @@
+"""What the client offers of VMs: lists of them, drains and ends, leases without a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from remuda.checks import seconds, whole
+from remuda.client import leases
+from remuda.client.context import Context
+from remuda.client.pools import Pool, pool_row
+from remuda.client.vms import VmInfo, vm_info
+from remuda.errors import BadInput, Refused
+from remuda.models import query, requests
+from remuda.models.states import OPEN_POOL, PoolState
+
+_MAX_TTL_S = 7 * 86_400
+
+
+class Machines:
+    """The VMs' part of `remuda.client.Client`."""
+
+    _context: Context
+
+    def vms(
+        self,
+        *,
+        pool: Pool | str | None = None,
+        state: str | Sequence[str] | None = None,
+        all: bool = False,
+    ) -> list[VmInfo]:
+        """Return the VMs that meet every filter; gone ones (HALTED) only if `all` or asked for."""
+        pool_id = self._pool_id(pool)
+        found = self._context.read(
+            lambda c: query.vms(c, pool_id=pool_id, states=state, halted=all)
+        )
+        return [vm_info(row) for row in found]
+
+    def vm(self, vm_id: int) -> VmInfo:
+        """Return one VM; raises InstanceNotFound."""
+        return vm_info(self._context.read(lambda c: query.vm(c, vm_id)))
+
+    def drain_vm(self, vm_id: int) -> None:
+        """Have a VM take no new work and stop when the old is done.
+
+        Raises InstanceNotFound, IllegalTransition when it is stopping already.
+        """
+        self._context.commit(lambda c: requests.drain_vm(c, vm_id))
+
+    def terminate_vm(self, vm_id: int, *, now: bool = False) -> bool:
+        """Have a VM removed when its work is done, or `now`: its jobs then run again elsewhere.
+
+        Returns whether it goes at once. Raises InstanceNotFound, IllegalTransition.
+        """
+        return self._context.commit(lambda c: requests.stop_vm(c, vm_id, now=now))
+
+    def acquire(
+        self,
+        *,
+        pools: Sequence[Pool | str],
+        owner: str | None = None,
+        sandbox: str = "",
+        slots: int = 1,
+        ttl_s: float = 900,
+        timeout: float | None = None,
+    ) -> leases.Lease:
+        """Lease `slots` of a VM without a job, from the first of the pools that has one free.
+
+        It renews itself until released; without that it ends after `ttl_s`. `timeout`: how long to
+        wait, in seconds, the pools growing meanwhile; None: not at all. Raises NoVmAvailable,
+        UnknownPool, Refused when a pool is not open.
+        """
+        if isinstance(pools, (str, Pool)) or not pools:
+            raise BadInput("pools must be a list of at least one pool")
+        rows = [self._pool_row(pool) for pool in pools]
+        whole("slots", slots, least=1, most=100_000)
+        for row in rows:
+            if row["state"] not in (*OPEN_POOL, PoolState.FAILURE):
+                raise Refused(f"pool {row['name']} is {row['state']}", hint="submit it first")
+        if all(slots > row["slots_per_vm"] for row in rows):
+            raise BadInput(f"no VM of these pools has {slots} slots (slots_per_vm)")
+        return leases.acquire(
+            self._context,
+            pool_ids=[row["id"] for row in rows],
+            owner=owner or self._context.owner,
+            sandbox=sandbox,
+            slots=slots,
+            ttl_s=seconds("ttl_s", ttl_s, most=_MAX_TTL_S),
+            timeout_s=None
+            if timeout is None
+            else seconds("timeout", timeout, most=_MAX_TTL_S, zero=True),
+        )
+
+    def _pool_row(self, pool: Pool | str) -> Mapping[str, Any]:
+        return pool_row(self._context, pool)
+
+    def _pool_id(self, pool: Pool | str | None) -> int | None:
+        if pool is None or isinstance(pool, Pool):
+            return pool.id if pool is not None else None
+        return int(self._pool_row(pool)["id"])

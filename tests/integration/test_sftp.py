@@ -1,0 +1,70 @@
+"""Files at sftp:// URLs, with a real server; no host is believed that is not known."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from remuda import stores
+from remuda.errors import DataStagingError, OutputNotAvailable
+from remuda.storage import Storage
+from tests.sshd import Sshd, sshd
+
+__all__ = ["sshd"]
+
+
+@pytest.fixture
+def url(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a folder; the user's configuration says how to log in."""
+    home = tmp_path / "me"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh" / "config").write_text(
+        f"Host files\n  HostName {sshd.address}\n  Port {sshd.port}\n  User {sshd.user}\n"
+        f"  IdentityFile {sshd.key_file}\n"
+    )
+    (home / ".ssh" / "known_hosts").write_text(f"[{sshd.address}]:{sshd.port} {sshd.host_key}\n")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return f"sftp://files{sshd.home}"
+
+
+def test_files_come_and_go(url: str, sshd: Sshd, tmp_path: Path) -> None:
+    data = os.urandom(5 << 20)
+    source = tmp_path / "source"
+    source.write_bytes(data)
+    stores.push(source, f"{url}/deep/down/x")
+    assert [path.name for path in (sshd.home / "deep" / "down").iterdir()] == ["x"]
+    stores.pull(f"{url}/deep/down/x", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+    first = stores.version_of(f"{url}/deep/down/x")
+    source.write_bytes(b"other")
+    stores.push(source, f"{url}/deep/down/x")
+    assert (sshd.home / "deep/down/x").read_bytes() == b"other"
+    assert stores.version_of(f"{url}/deep/down/x") != first
+    with pytest.raises(OutputNotAvailable):
+        stores.pull(f"{url}/none", tmp_path / "none")
+
+
+def test_the_storage_on_a_server(url: str, tmp_path: Path) -> None:
+    storage = Storage(f"{url}/storage")
+    source = tmp_path / "source"
+    source.write_bytes(b"content" * 1000)
+    stored = storage.put_file(source)
+    assert storage.put_file(source) == stored
+    target = storage.download(stored.url, tmp_path / "target", sha256=stored.sha256)
+    assert target.read_bytes() == source.read_bytes()
+    with storage.writing("jobs/1/x") as stream:
+        stream.write(b"0123456789")
+    assert storage.read(storage.url("jobs/1/x"), offset=-3) == b"789"
+
+
+def test_an_unknown_host_is_refused(url: str, sshd: Sshd, tmp_path: Path) -> None:
+    known = Path(os.environ["HOME"]) / ".ssh" / "known_hosts"
+    pinned = known.read_text()
+    for wrong in ("", pinned.replace(sshd.host_key, "ssh-ed25519 " + "A" * 68)):
+        known.write_text(wrong)
+        with pytest.raises(DataStagingError):
+            stores.pull(f"{url}/x", tmp_path / "x")
+    assert "Accepted" not in sshd.log()
