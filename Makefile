@@ -22,7 +22,7 @@ demo:
 test:
 	@tools/system-packages test
 	@tools/environment .venv
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-pythons: env
 	@tools/other-pythons
