@@ -96,7 +96,10 @@ def _failed(
 
     def work(connection: Connection) -> bool:
         note_launch(connection, row["pool_id"], error=error)  # pool before VM, as sizing locks
-        vm_life.move_vm(connection, row["id"], VmState.ERROR, fields={"error": error[:2000]})
+        # Of two who launch it at once the first to fail tells why; the other finds it gone.
+        launching = [VmState.NEW, *contextualizing.STATES]
+        told = {"error": error[:2000]}
+        vm_life.move_vm(connection, row["id"], VmState.ERROR, allowed=launching, fields=told)
         vm_life.move_vm(connection, row["id"], VmState.STOPPING)
         # Only if no other call of the same token can have made one.
         gone = made_nothing and models.spawned_once(connection, row["id"])

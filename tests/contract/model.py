@@ -82,6 +82,11 @@ class Model:
         self.settle()
         return [a for a in ids if a not in self.known]
 
+    def forgettable(self, ids: list[int]) -> list[int]:
+        """Return which have ended below the floor: a runner started anew may not know them."""
+        found = [(a, self.known[a].state) for a in ids if a in self.known and a < self.floor]
+        return [a for a, state in found if state in ("exited", "stale")]
+
     def free(self, ids: list[int]) -> None:
         """Forget what has ended; what never came never will."""
         for a in ids:

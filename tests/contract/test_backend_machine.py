@@ -112,7 +112,7 @@ class BackendMachine(RuleBasedStateMachine):
         ids = [job.attempt_id for job in self.pick(picks)]
         expected = self.model.cancel(ids)
         got = self.site.backend.cancel_jobs(self.channel, self.site.vm, ids, grace_s=0)
-        assert got == expected
+        assert set(expected) <= set(got) <= {*expected, *self.model.forgettable(ids)}
         self.settle()
 
     @rule(pick=st.integers(0, 40))

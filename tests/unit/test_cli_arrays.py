@@ -16,7 +16,7 @@ from remuda.client.parameters import read
 from remuda.dependencies import ArrayRef
 from remuda.errors import BadInput, WaitTimeout
 from tests.unit.cli import stand_in
-from tests.unit.test_cli_jobs import NOON, FakeClient, FakeJob
+from tests.unit.fake_client import NOON, FakeClient, FakeJob
 
 
 class FakeArray:
