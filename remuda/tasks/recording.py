@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,28 @@ from remuda.tasks.runtime import Runtime
 from remuda.workers.channel import Channel
 
 log = logging.getLogger(__name__)
+_DRIFT = 1e-4  # clocks that run apart by more than this are broken
+_RESTARTED_S = 60.0
+
+
+@dataclass(slots=True)
+class Clock:
+    """How far a runner's clock is before ours, in seconds.
+
+    What comes late makes it look smaller, never larger: so the largest of what was seen counts.
+    """
+
+    offset_s: float = -math.inf
+    at: float = 0.0
+
+    def heard(self, now: float, *, came_at: float) -> float:
+        """Take in that it was `now` there at `came_at` of our monotonic clock; return the offset."""
+        seen = now - came_at
+        kept = self.offset_s - (came_at - self.at) * _DRIFT
+        # Far behind what it was: not late, the machine began anew.
+        self.offset_s = max(seen, kept) if kept - seen < _RESTARTED_S else seen
+        self.at = came_at
+        return self.offset_s
 
 
 @dataclass(slots=True)
@@ -31,9 +54,12 @@ class Batch:
 
     entries: list[tuple[dict[str, Any], float]] = field(default_factory=list)
 
-    def add(self, push: Mapping[str, Any], *, came_at: float) -> None:
-        """Take the entries of a push that came at `came_at` of our monotonic clock."""
-        offset = push["now"] - came_at
+    def add(self, push: Mapping[str, Any], *, came_at: float, clock: Clock | None = None) -> None:
+        """Take the entries of a push that came at `came_at` of our monotonic clock.
+
+        `clock`: what was learned of the runner's before.
+        """
+        offset = (clock or Clock()).heard(push["now"], came_at=came_at)
         self.entries.extend((entry, offset) for entry in push["entries"])
 
 

@@ -42,6 +42,7 @@ class Watcher:
         self._inbox: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._batches: dict[int, recording.Batch] = defaultdict(recording.Batch)
+        self._clocks: dict[int, recording.Clock] = defaultdict(recording.Clock)
         self._beats: dict[int, dict[str, Any]] = {}
         self._output: list[dict[str, Any]] = []
         self._suspended: dict[int, dict[int, bool]] = defaultdict(dict)
@@ -163,7 +164,7 @@ class Watcher:
     def _sort(self, vm_id: int, message: dict[str, Any], *, came_at: float) -> None:
         push = message.get("push")
         if push == "entries":
-            self._batches[vm_id].add(message, came_at=came_at)
+            self._batches[vm_id].add(message, came_at=came_at, clock=self._clocks[vm_id])
         elif push == "beat":
             self._beats[vm_id] = message
         elif push == "output":
