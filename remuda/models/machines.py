@@ -26,8 +26,9 @@ def vm_with_pool(connection: Connection, vm_id: int) -> Mapping[str, Any] | None
         connection,
         """SELECT v.id, v.name, v.state, v.token, v.provider_id, v.slots, v.memory_bytes, v.pool_id,
                   p.uuid::text AS pool, p.name AS pool_name, p.provider, p.settings, p.heartbeat_s,
-                  p.preparation, p.preparation_timeout_s, p.constants, p.gpus_per_vm
-           FROM vms v JOIN pools p ON p.id = v.pool_id WHERE v.id = :vm""",
+                  p.preparation, p.preparation_timeout_s, p.constants, p.gpus_per_vm, i.name AS image
+           FROM vms v JOIN pools p ON p.id = v.pool_id JOIN images i ON i.id = v.image_id
+           WHERE v.id = :vm""",
         vm=vm_id,
     )
     return found[0] if found else None

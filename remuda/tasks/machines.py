@@ -71,6 +71,7 @@ def _spec(row: Mapping[str, Any]) -> VmSpec:
         slots=row["slots"],
         memory_bytes=row["memory_bytes"],
         heartbeat_s=row["heartbeat_s"],
+        image=row["image"],
         settings=row["settings"],
     )
 

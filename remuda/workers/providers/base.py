@@ -18,13 +18,14 @@ VmState = Literal["pending", "running", "stopped", "gone"]
 
 @dataclass(frozen=True, slots=True)
 class VmSpec:
-    """The VM that is wanted. `memory_bytes` None: what the machine has."""
+    """The VM that is wanted. `memory_bytes` None: what the machine has; `image`: its provider's name."""
 
     name: str
     pool: str
     slots: int
     memory_bytes: int | None = None
     heartbeat_s: float = 5.0
+    image: str = "default"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
