@@ -15,8 +15,8 @@ RemudaError
 │   ├── Recoverable                  MaximumCapacityReached, ResourceNotReady
 │   └── NoResources, DataStagingError, OutputNotAvailable, AuthError
 ├── ProviderError                    making or removing a VM
-│   └── QuotaExceeded, CapacityError, ProviderAuthError,
-│       TransientProviderError, PermanentProviderError
+│   ├── QuotaExceeded, CapacityError, ProviderAuthError, TransientProviderError
+│   └── PermanentProviderError       ImageError
 ├── JobFailed                        the job ended, but not well
 ├── NoVmAvailable
 └── WaitTimeout (TimeoutError)
@@ -164,6 +164,10 @@ class TransientProviderError(ProviderError):
 
 class PermanentProviderError(ProviderError):
     """The provider failed in a way that will not pass."""
+
+
+class ImageError(PermanentProviderError):
+    """The provider has no such image, or no VM can be made of it."""
 
 
 class NoVmAvailable(RemudaError):

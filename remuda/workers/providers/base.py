@@ -11,14 +11,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-__all__ = ["Provider", "VmDescription", "VmSpec", "VmState"]
+__all__ = ["DEADLINES_S", "Provider", "VmDescription", "VmSpec", "VmState"]
 
 VmState = Literal["pending", "running", "stopped", "gone"]
+
+# What each call may take, in seconds, before the caller goes on without it.
+DEADLINES_S: Mapping[str, float] = {
+    "spawn": 180.0,
+    "describe": 60.0,
+    "list": 120.0,
+    "terminate": 180.0,
+    "livecheck": 60.0,
+    "release": 180.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class VmSpec:
-    """The VM that is wanted. `memory_bytes` None: what the machine has; `image`: its provider's name."""
+    """The VM that is wanted. `memory_bytes` None: what the machine has; `image`: its provider's name.
+
+    `settings`: the pool's, with those of the offer over them. `offer`: its name, "" without one.
+    `max_price`: the most to pay, per hour and in the offer's currency; None: not told.
+    """
 
     name: str
     pool: str
@@ -27,6 +41,8 @@ class VmSpec:
     heartbeat_s: float = 5.0
     image: str = "default"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    offer: str = ""
+    max_price: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +66,41 @@ class Provider(ABC):
         """Return the provider as a pool's settings have it, where it depends on them."""
         return self
 
+    def deadline_s(self, call: str) -> float:
+        """Return what a call may take, in seconds; its caller goes on after that.
+
+        The caller takes it for a TransientProviderError; the call itself may end later, unheard.
+        """
+        return DEADLINES_S[call]
+
     @abstractmethod
     def spawn(self, spec: VmSpec, token: str) -> str:
         """Ask for a VM and return its provider_id; it may still be pending then.
 
         The same token always gives the same VM, also when asked twice at once. Raises a
-        ProviderError; then there is no such VM, or `list` shows it.
+        ProviderError; then there is no such VM, or `list` shows it. What is done about each:
+
+            TransientProviderError   asked again a little later, within the VM's budget
+            CapacityError, QuotaExceeded
+                                     the pool's next offer is asked, and this one not for a while
+            ImageError               the image is in ERROR until somebody resets it
+            ProviderAuthError, PermanentProviderError
+                                     the pool pauses, and says why
         """
 
     @abstractmethod
     def describe(self, ids: Iterable[str]) -> dict[str, VmDescription]:
-        """Return what is known of these VMs; one that is missing in the answer is gone."""
+        """Return what is known of these VMs; one that is missing in the answer is gone.
+
+        Raises a ProviderError if it cannot tell; nothing is taken for gone on silence.
+        """
 
     @abstractmethod
     def list(self, tag: str) -> list[VmDescription]:
-        """Return every VM of the pool `tag`, of all pools if it is empty; none is left out."""
+        """Return every VM of the pool `tag`, of all pools if it is empty; none is left out.
+
+        Raises a ProviderError rather than return a part of them.
+        """
 
     @abstractmethod
     def terminate(self, provider_id: str) -> None:
@@ -72,6 +108,22 @@ class Provider(ABC):
 
         Returns when that is certain, or has been asked for and `describe` will tell. Raises a
         ProviderError if it has to be tried again.
+        """
+
+    def livecheck(  # noqa: B027 - optional
+        self, provider_id: str, description: VmDescription
+    ) -> None:
+        """Look closer at a VM than `describe` does; raises if it is not well.
+
+        VmUnreachable or a PermanentProviderError: the VM is not fit for work.
+        TransientProviderError: it could not be told. By default there is nothing to look at.
+        """
+
+    def release(self, provider_id: str) -> None:  # noqa: B027 - optional
+        """Make a VM ready for its next user, when a lease on it or all its work has ended.
+
+        Raises a ProviderError if that failed; the VM is not to be used again then. By default there
+        is nothing to do.
         """
 
     @abstractmethod
