@@ -7,7 +7,17 @@ from typing import Any
 
 from remuda.models import deadlines, dependencies, upkeep
 from remuda.models.database import reading
-from remuda.tasks import calling, cancelling, enqueueing, machines, messages, names, placing, sizing
+from remuda.tasks import (
+    calling,
+    cancelling,
+    enqueueing,
+    health,
+    ledger,
+    messages,
+    names,
+    placing,
+    sizing,
+)
 from remuda.tasks.app import app
 from remuda.tasks.runtime import get_runtime
 
@@ -29,13 +39,13 @@ def resize_pools() -> None:
 @app.task(name=names.DECLARE_STALLED)  # type: ignore[untyped-decorator]
 def declare_stalled() -> None:
     """Declare silent VMs STALLED and requeue their jobs."""
-    machines.declare_stalled(get_runtime())
+    health.declare_stalled(get_runtime())
 
 
 @app.task(name=names.RECONCILE_VMS)  # type: ignore[untyped-decorator]
 def reconcile_vms() -> None:
     """Compare rows and providers."""
-    machines.reconcile_vms(get_runtime())
+    ledger.reconcile_vms(get_runtime())
 
 
 @app.task(name=names.RECONCILE_JOBS)  # type: ignore[untyped-decorator]

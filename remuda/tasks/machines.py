@@ -1,4 +1,4 @@
-"""The life of VMs, step by step: spawn, terminate, and what the sweeps find."""
+"""The life of VMs, step by step: spawn, terminate, and watch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from remuda.errors import (
     IllegalTransition,
     PermanentProviderError,
     ProviderError,
-    RemudaError,
     VmUnreachable,
 )
 from remuda.models import machines as models
@@ -28,7 +27,6 @@ from remuda.workers.providers import get_provider
 from remuda.workers.providers.base import Provider, VmDescription, VmSpec
 
 log = logging.getLogger(__name__)
-STALL_GAP_S = 15.0  # a longer pause between sweeps means that nobody was listening
 
 
 def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
@@ -178,34 +176,6 @@ def _by_token(described: list[VmDescription], token: str) -> str | None:
     return next((vm.provider_id for vm in described if vm.token == token), None)
 
 
-def declare_stalled(runtime: Runtime) -> list[int]:
-    """Declare silent VMs STALLED, their attempts LOST and their jobs placed anew, in one go.
-
-    Those replaced, or silent for another interval, are terminated. Returns the newly stalled.
-    """
-
-    def begin(connection: Connection) -> list[int]:
-        vm_life.note_sweep(connection, "declare_stalled", gap_s=STALL_GAP_S)
-        over = vm_life.stalled_for_good(connection)
-        for vm_id in over:
-            vm_life.move_vm(connection, vm_id, VmState.STOPPING, allowed=[VmState.STALLED])
-        return over
-
-    def stall_one(connection: Connection) -> tuple[int, int] | None:
-        for vm_id in vm_life.silent_vms(connection, most=1):
-            vm_life.move_vm(connection, vm_id, VmState.STALLED)
-            return vm_id, recording.lose_attempts(connection, vm_id, "its VM sent no heartbeats")
-        return None
-
-    messages.terminate_vm(runtime.transact(begin))
-    silent = []
-    while (found := runtime.transact(stall_one)) is not None:  # each on its own: few locks at once
-        vm_id, lost = found
-        logs.transition("vm", vm_id, "STALLED", attempts_lost=lost)
-        silent.append(vm_id)
-    return silent
-
-
 def check_vms(runtime: Runtime, vm_ids: list[int] | None = None) -> None:
     """Have VMs that nobody watches (of `vm_ids`, if given) taken up: here, or by any watcher."""
     watcher = this_watcher()
@@ -213,42 +183,3 @@ def check_vms(runtime: Runtime, vm_ids: list[int] | None = None) -> None:
         watcher.attacher.claim(vm_ids)
     else:  # a pool child has none; its parent, like every worker, hears this
         runtime.transact(watches.call_watchers)
-
-
-def reconcile_vms(runtime: Runtime) -> int:
-    """Compare rows and providers both ways; return how many VMs needed something.
-
-    Intents and terminations whose message was lost are sent again. A machine of ours that no live
-    row owns is terminated, after a grace (its row may be on its way to the database).
-    """
-    rows = runtime.transact(models.unfinished_vms)
-    messages.spawn_vm(
-        [row["id"] for row in rows if row["state"] in (VmState.NEW, *contextualizing.STATES)]
-    )
-    messages.terminate_vm(
-        [row["id"] for row in rows if row["state"] in (VmState.STOPPING, VmState.ERROR)]
-    )
-    strays = 0
-    for kind, pool, settings in runtime.transact(models.providers_in_use):
-        try:
-            provider = get_provider(kind, runtime.settings, settings)
-            described = provider.list(pool)
-        except RemudaError as error:
-            log.warning("the provider %s does not answer: %s", kind, error)
-            continue
-        strays += _end_strays(runtime, provider, described)
-    return len(rows) + strays
-
-
-def _end_strays(runtime: Runtime, provider: Provider, described: list[VmDescription]) -> int:
-    tokens = [vm.token for vm in described if vm.token]
-    known = runtime.transact(lambda c: models.live_tokens(c, tokens))
-    count = 0
-    for vm in described:
-        if vm.token and vm.state != "gone" and vm.token not in known:
-            log.warning(
-                "machine %s at %s belongs to no VM; it is removed", vm.provider_id, provider.kind
-            )
-            provider.terminate(vm.provider_id)
-            count += 1
-    return count
