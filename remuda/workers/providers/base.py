@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 __all__ = ["DEADLINES_S", "Provider", "VmDescription", "VmSpec", "VmState"]
@@ -47,7 +48,11 @@ class VmSpec:
 
 @dataclass(frozen=True, slots=True)
 class VmDescription:
-    """A VM as the provider sees it; `address` is for the backend to understand."""
+    """A VM as the provider sees it; `address` is for the backend to understand.
+
+    `interruption_at`: when the provider takes, or took, the machine away on its own account, such as a
+    spot instance that others pay more for. It is told before, but not long: two minutes are usual.
+    """
 
     provider_id: str
     state: VmState
@@ -55,6 +60,7 @@ class VmDescription:
     private_ip: str | None = None
     public_ip: str | None = None
     token: str = ""
+    interruption_at: datetime | None = None
 
 
 class Provider(ABC):
