@@ -14,6 +14,7 @@ from remuda.retries import retry_of, retry_row
 from remuda.spec import MAX_GPUS, MAX_MEMORY_BYTES, JobSpec
 
 MAX_SLOTS = 1_000_000
+MAX_JOBS = 1_000_000_000
 _YEAR_S = 31_536_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _KIND = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -174,4 +175,17 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "elastic_resize_period_s": _period,
     "heartbeat_s": lambda what, v: seconds(what, v, most=3600),
     "stalling_interval_s": lambda what, v: seconds(what, v, most=_YEAR_S),
+    "context_timeout_s": lambda what, v: seconds(what, v, most=86_400),
+    "check_interval_s": _period,
+    "check_timeout_s": lambda what, v: seconds(what, v, most=600),
+    "max_check_fails": _slots(0, 1000),
+    "min_free_disk_bytes": _slots(0, 1 << 53),
+    "health_command": _command,
+    "max_vm_age_s": lambda what, v: None if v is None else seconds(what, v, most=10 * _YEAR_S),
+    "max_jobs_per_vm": lambda what, v: (
+        None if v is None else whole(what, v, least=1, most=MAX_JOBS)
+    ),
+    "dead_man_s": lambda what, v: None if v is None else _period(what, v),
+    "dead_man_command": _command,
+    "reboot_command": _command,
 }

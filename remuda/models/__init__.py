@@ -12,7 +12,7 @@ from remuda.models.states import (
     Reason,
     VmState,
 )
-from remuda.models.vms import Heartbeat, Lease, LeaseRequest, Vm
+from remuda.models.vms import Heartbeat, Lease, LeaseRequest, UnownedMachine, Vm
 
 __all__ = [
     "Attempt",
@@ -36,6 +36,7 @@ __all__ = [
     "Reason",
     "Sweep",
     "Transition",
+    "UnownedMachine",
     "Vm",
     "VmState",
 ]

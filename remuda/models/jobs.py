@@ -80,6 +80,7 @@ class Job(Base):
             "ix_jobs_waiting",
             "pool_id",
             text("priority DESC"),
+            text("displaced DESC"),
             "id",
             postgresql_where=text("state = 'NEW' AND unmet = 0 AND NOT held"),
         ),
@@ -89,6 +90,7 @@ class Job(Base):
         Index(
             "ix_jobs_waiting_for_several",
             text("priority DESC"),
+            text("displaced DESC"),
             "id",
             postgresql_where=text(
                 "state = 'NEW' AND unmet = 0 AND NOT held AND pool_ids IS NOT NULL"
@@ -161,6 +163,7 @@ class Job(Base):
     losses: Mapped[int] = mapped_column(server_default="0")  # attempts lost with their VM
     unmet: Mapped[int] = mapped_column(server_default="0")  # dependencies it still waits for
     held: Mapped[bool] = mapped_column(server_default="false")  # suspended before it was placed
+    displaced: Mapped[bool] = mapped_column(server_default="false")  # lost its VM: goes first
     not_before: Mapped[Timestamp | None]
     cancel_requested_at: Mapped[Timestamp | None]
 

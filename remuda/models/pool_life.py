@@ -37,6 +37,17 @@ SETTABLE = {
     "elastic_resize_period_s",
     "heartbeat_s",
     "stalling_interval_s",
+    "context_timeout_s",
+    "check_interval_s",
+    "check_timeout_s",
+    "max_check_fails",
+    "min_free_disk_bytes",
+    "health_command",
+    "max_vm_age_s",
+    "max_jobs_per_vm",
+    "dead_man_s",
+    "dead_man_command",
+    "reboot_command",
 }
 UNTIL_SUBMITTED = {
     "settings",

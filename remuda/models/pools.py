@@ -74,6 +74,25 @@ class Pool(Base):
             name="heartbeat",
         ),
         CheckConstraint(
+            "check_interval_s >= 1 AND check_interval_s <= 31536000 AND check_timeout_s > 0"
+            " AND check_timeout_s <= 600 AND max_check_fails BETWEEN 0 AND 1000"
+            " AND min_free_disk_bytes >= 0",
+            name="checks",
+        ),
+        CheckConstraint(
+            "context_timeout_s > 0 AND context_timeout_s <= 86400", name="context_timeout_s"
+        ),
+        CheckConstraint("max_vm_age_s > 0 AND max_vm_age_s <= 315360000", name="max_vm_age_s"),
+        CheckConstraint("max_jobs_per_vm > 0", name="max_jobs_per_vm"),
+        CheckConstraint("dead_man_s >= 1 AND dead_man_s <= 31536000", name="dead_man_s"),
+        CheckConstraint("rollout_max_unavailable > 0", name="rollout_max_unavailable"),
+        CheckConstraint(
+            "(frozen_at IS NULL) = (frozen_reason IS NULL) AND (frozen_at IS NOT NULL"
+            " OR loss_confirmed_at IS NULL)",
+            name="frozen",
+        ),
+        CheckConstraint("deleted_at IS NULL OR state = 'PENDING_DELETE'", name="deleted"),
+        CheckConstraint(
             "isolation IN ('shared', 'owner', 'sandbox', 'single_use')", name="isolation"
         ),
         CheckConstraint(
@@ -115,7 +134,21 @@ class Pool(Base):
     elastic_resize_factor: Mapped[float] = mapped_column(server_default="1")
     elastic_resize_period_s: Mapped[float] = mapped_column(server_default="90")
     heartbeat_s: Mapped[float] = mapped_column(server_default="10")
-    stalling_interval_s: Mapped[float] = mapped_column(server_default="60")
+    stalling_interval_s: Mapped[float] = mapped_column(server_default="120")
+    context_timeout_s: Mapped[float] = mapped_column(server_default="600")  # until it takes jobs
+
+    # Health checks: of each VM so often, so long, so many may fail; what it runs for them.
+    check_interval_s: Mapped[float] = mapped_column(server_default="60")
+    check_timeout_s: Mapped[float] = mapped_column(server_default="20")
+    max_check_fails: Mapped[int] = mapped_column(server_default="3")
+    min_free_disk_bytes: Mapped[BigInt] = mapped_column(server_default="0")
+    health_command: Mapped[JsonList | None]
+    max_vm_age_s: Mapped[float | None]  # then a VM drains and is replaced
+    max_jobs_per_vm: Mapped[int | None]  # likewise
+    # A VM no controller speaks to for so long ends what runs on it, then itself by its command.
+    dead_man_s: Mapped[float | None]
+    dead_man_command: Mapped[JsonList | None]
+    reboot_command: Mapped[JsonList | None]  # how a VM's runner restarts its machine
 
     state: Mapped[str] = mapped_column(Text, server_default="UNSUBMITTED")
     close_now: Mapped[bool] = mapped_column(server_default="false")  # closing without draining
@@ -124,8 +157,17 @@ class Pool(Base):
     launch_failures: Mapped[int] = mapped_column(server_default="0")
     paused_until: Mapped[Timestamp | None]
     message: Mapped[str | None] = mapped_column(Text)
+    # A rolling update to `image_id` is under way: so many VMs may be missing meanwhile.
+    rollout_max_unavailable: Mapped[int | None]
+    rollout_at: Mapped[Timestamp | None]
+    # Most of its VMs vanished at once: nothing is believed until a second look, or an operator.
+    frozen_at: Mapped[Timestamp | None]
+    frozen_reason: Mapped[str | None] = mapped_column(Text)
+    loss_confirmed_at: Mapped[Timestamp | None]
+    reconciled_at: Mapped[Timestamp | None]  # when the provider last answered with all it has
     created_at: Mapped[Created]
     updated_at: Mapped[Created]
     state_changed_at: Mapped[Created]
     previous_state_changed_at: Mapped[Timestamp | None]
     ended_at: Mapped[Timestamp | None]
+    deleted_at: Mapped[Timestamp | None]  # when the provider had confirmed that nothing is left

@@ -25,6 +25,8 @@ class Vm(Base):
             name="provider_id",
         ),
         CheckConstraint("(watcher IS NULL) = (watch_expires_at IS NULL)", name="watch"),
+        CheckConstraint("check_failures >= 0", name="check_failures"),
+        CheckConstraint("reboot IN ('DRAIN', 'NOW', 'TOLD')", name="reboot"),
         Index("ix_vms_live", "pool_id", postgresql_where=text("state <> 'HALTED'")),
         Index("ix_vms_pool_id_id", "pool_id", "id"),
     )
@@ -58,6 +60,16 @@ class Vm(Base):
     replaced: Mapped[bool] = mapped_column(server_default="false")
     error: Mapped[str | None] = mapped_column(Text)
 
+    # Health checks: when the last one was, how many failed since one that did not, and how.
+    checked_at: Mapped[Timestamp | None]
+    check_failures: Mapped[int] = mapped_column(server_default="0")
+    check_error: Mapped[str | None] = mapped_column(Text)
+    # When the provider will take the machine away, as it, its runner or an operator has said.
+    interruption_at: Mapped[Timestamp | None]
+    # A reboot wished for: once it is idle, or at once; TOLD: the machine goes down or comes up.
+    reboot: Mapped[str | None] = mapped_column(Text)
+    boot: Mapped[str | None] = mapped_column(Text)  # of its runner: another one after a reboot
+
     heartbeat_at: Mapped[Timestamp | None]
     load: Mapped[float | None]
     # The last entry of the runner's journal that these tables hold.
@@ -75,6 +87,41 @@ class Vm(Base):
     busy_at: Mapped[Timestamp | None]  # when its last attempt or lease ended
     state_changed_at: Mapped[Created]
     halted_at: Mapped[Timestamp | None]
+
+
+class UnownedMachine(Base):
+    """A machine a provider has and no live VM owns.
+
+    `pool_id` None: of a pool of some other installation, only listed. One of ours that still has no
+    VM after a grace (its row may be on its way) is terminated until the provider confirms it.
+    """
+
+    __tablename__ = "unowned_machines"
+    __table_args__ = (
+        CheckConstraint("last_seen_at >= first_seen_at", name="seen"),
+        CheckConstraint("terminate_calls >= 0", name="terminate_calls"),
+        Index(
+            "uq_unowned_machines_there",
+            "provider",
+            "tag",
+            "provider_id",
+            unique=True,
+            postgresql_where=text("gone_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[BigId]
+    provider: Mapped[str] = mapped_column(Text)
+    provider_id: Mapped[str] = mapped_column(Text)
+    tag: Mapped[str] = mapped_column(Text)  # the UUID of its pool, as the machine says
+    pool_id: Mapped[BigInt | None] = mapped_column(ForeignKey("pools.id"))
+    token: Mapped[str] = mapped_column(Text, server_default="")
+    first_seen_at: Mapped[Created]
+    last_seen_at: Mapped[Created]
+    terminate_calls: Mapped[int] = mapped_column(server_default="0")
+    error: Mapped[str | None] = mapped_column(Text)  # of the last try to terminate it
+    terminated_at: Mapped[Timestamp | None]  # when the provider was last asked to, without an error
+    gone_at: Mapped[Timestamp | None]  # when the provider had it no longer, or a VM owned it
 
 
 class Heartbeat(Base):

@@ -26,6 +26,7 @@ class WaitingJob:
     owner_id: int
     array_id: int | None
     priority: int
+    displaced: bool
     submitted_at: datetime
     cores: int
     memory_bytes: int
@@ -92,6 +93,7 @@ CONSTRAINTS_MET = r"""(
 
 _LOCK_JOBS = f"""
     SELECT j.id, j.pool_id, j.pool_ids, j.owner_id, j.array_id, j.priority, j.submitted_at, j.cores,
+           j.displaced,
            coalesce(j.memory_bytes, 0) AS memory_bytes, j.gpus, j.architecture, j.constraints,
            j.sandbox, {MAYBE_OVERDUE} AS late,
            CASE WHEN j.array_id IS NULL THEN o.mean_wall_s ELSE a.mean_wall_s END AS expected_wall_s
@@ -116,7 +118,7 @@ _LOCK_JOBS = f"""
           AND (j.architecture IS NULL OR j.architecture = r.architecture)
           AND (j.constraints IS NULL OR {CONSTRAINTS_MET})
         LIMIT 1), false)
-    ORDER BY j.priority DESC, j.id LIMIT :most FOR NO KEY UPDATE OF j SKIP LOCKED
+    ORDER BY j.priority DESC, j.displaced DESC, j.id LIMIT :most FOR NO KEY UPDATE OF j SKIP LOCKED
 """
 LOCK_JOBS_OF_ONE = _LOCK_JOBS.format(
     which="j.pool_ids IS NULL AND j.pool_id = :pool", where="r.pool_id = :pool"

@@ -98,6 +98,7 @@ def _for_placement(
                 sandbox=job.sandbox,
                 array_id=job.array_id,
                 pool_ids=job.pool_ids or (),
+                displaced=job.displaced,
             )
             for job in snapshot.jobs
         ),

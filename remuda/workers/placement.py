@@ -45,6 +45,7 @@ class PendingJob:
     sandbox: str = ""
     array_id: int | None = None
     pool_ids: Sequence[int] = ()
+    displaced: bool = False  # its VM was taken away: first of its priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def place(snapshot: PlacementSnapshot, now: datetime) -> list[Placement]:
     }
     array_room = dict(snapshot.array_room)
     placements = []
-    for job in sorted(snapshot.jobs, key=lambda job: (-job.priority, job.submitted_at, job.id)):
+    for job in sorted(snapshot.jobs, key=_order):
         limited = job.array_id in array_room
         if limited and array_room[job.array_id] <= 0:  # type: ignore[index]
             continue
@@ -126,6 +127,10 @@ def place(snapshot: PlacementSnapshot, now: datetime) -> list[Placement]:
             if limited:
                 array_room[job.array_id] -= 1  # type: ignore[index]
     return placements
+
+
+def _order(job: PendingJob) -> tuple[int, bool, datetime, int]:
+    return -job.priority, not job.displaced, job.submitted_at, job.id
 
 
 def _place_one(job: PendingJob, pools: Mapping[int, _Pool]) -> Placement | None:

@@ -81,7 +81,9 @@ BEYOND = {
     # Outputs lost with the VM, or not to be had.
     "attempt": "EXITED > LOST|FAILED",
     # Given up before it ran.
-    "vm": "NEW|SUBMITTED|WAIT_SSH_CONTEXT|CONTEXTUALIZING > STOPPING",
+    # And rebooted: met anew, like one just made.
+    "vm": "NEW|SUBMITTED|WAIT_SSH_CONTEXT|CONTEXTUALIZING > STOPPING"
+    "; RUNNING|STALLED > WAIT_SSH_CONTEXT",
     "image": "",
     # The stored states follow the VMs in any order; failure, closing and deletion at any time.
     "pool": "|".join(OPEN_POOL) + " > " + "|".join(OPEN_POOL) + "|CLOSING|FAILURE"
