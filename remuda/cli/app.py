@@ -19,6 +19,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "up": Entry("lifecycle:up", "Start what is needed here; harmless when it runs."),
         "down": Entry("lifecycle:down", "Stop what `up` started."),
         "status": Entry("status", "Show processes, services and counts."),
+        "top": Entry("top", "Watch pools, VMs and jobs live."),
         "doctor": Entry("doctor", "Check everything one by one and say what to do."),
         "db": Entry("app:db", "Migrate or check the database's schema."),
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from remuda.client.arrays import Array, limit_of
 from remuda.client.context import Context
 from remuda.client.jobs import Job
 from remuda.client.machines import Machines
+from remuda.client.overview import Lookout
 from remuda.client.pools import Pool, Pools, create, pool_rows
 from remuda.config import Settings, load_settings
 from remuda.constraints import tags_of
@@ -300,9 +302,11 @@ class Client(Machines):
         made = self._context.commit(lambda c: requests.submit_again(c, old.id, pool_id=row["id"]))
         return Job(self._context, made)
 
-    def follow(self, job: Job | int) -> Iterator[tuple[str, bytes]]:
-        """Yield a job's output as it comes: ("stdout" or "stderr", bytes)."""
-        return (job if isinstance(job, Job) else self.job(job)).follow()
+    def follow(
+        self, job: Job | int, *, over: threading.Event | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        """Yield a job's output as it comes: ("stdout" or "stderr", bytes); no longer once `over`."""
+        return (job if isinstance(job, Job) else self.job(job)).follow(over=over)
 
     def explain(self, job: Job | int) -> list[str]:
         """Tell in sentences why the job is where it is, and what it waits for."""
@@ -317,6 +321,10 @@ class Client(Machines):
         """Return all that is known of a job: job, spec, attempts, outputs, events."""
         job_id = job.id if isinstance(job, Job) else job
         return self._context.read(lambda c: query.job_history(c, job_id))
+
+    def lookout(self) -> Lookout:
+        """Return what looks at pools, VMs and jobs at a glance, again and again."""
+        return Lookout(self._context)
 
     def counts(self, pool: Pool | str | None = None, *, array: int | None = None) -> dict[str, int]:
         """Return how many jobs are in each state."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,19 +22,21 @@ _PIECE = 1 << 20
 _LIVE = ("PLACED", "STARTED", "EXITED")
 
 
-def follow(context: Context, job_id: int) -> Iterator[tuple[str, bytes]]:
-    """Yield (stream, bytes) of the job until it has ended; raises UnknownJob.
+def follow(
+    context: Context, job_id: int, *, over: threading.Event | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Yield (stream, bytes) of the job until it has ended, or soon after `over` is set.
 
-    An outage of the database only delays it.
+    An outage of the database only delays it. Raises UnknownJob.
     """
     context.commit(lambda c: requests.follow_job(c, job_id))
     epoch, told = 0, _Told(context)
     with _Ear(context, job_id) as ear:
-        while True:
+        while over is None or not over.is_set():
             attempts = context.read(lambda c, e=epoch: outputs.attempts_from(c, job_id, epoch=e))  # type: ignore[misc]
             if not attempts:
                 raise UnknownJob(f"there is no job {job_id}")
-            over = attempts[0]["job_state"] == "TERMINATED"
+            ended = attempts[0]["job_state"] == "TERMINATED"
             for attempt in attempts:
                 if attempt["id"] is None:
                     continue
@@ -42,7 +45,7 @@ def follow(context: Context, job_id: int) -> Iterator[tuple[str, bytes]]:
                 yield from told.chunks(attempt["id"])
                 if attempt["state"] not in _LIVE:
                     yield from told.rest(attempt["id"])
-            if over:
+            if ended:
                 return
             ear.wait()
 

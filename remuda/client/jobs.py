@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -162,12 +163,13 @@ class Job(LiveJob):
         """
         return self._final().bring(Path(to), overwrite=overwrite)
 
-    def follow(self) -> Iterator[tuple[str, bytes]]:
+    def follow(self, *, over: threading.Event | None = None) -> Iterator[tuple[str, bytes]]:
         """Yield its output as it comes, as ("stdout" or "stderr", bytes); ends when it has ended.
 
         Nothing is left out or told twice; a further attempt's output follows the earlier one's.
+        Setting `over`, from another thread, ends it within a few seconds.
         """
-        return following.follow(self._context, self.id)
+        return following.follow(self._context, self.id, over=over)
 
     def cancel(self) -> bool:
         """Have it ended, its processes killed; False if it had ended before."""
