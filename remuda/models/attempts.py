@@ -5,7 +5,17 @@ from __future__ import annotations
 from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from remuda.models.base import Base, BigId, BigInt, Created, Json, Timestamp, one_of, sql_list
+from remuda.models.base import (
+    Base,
+    BigId,
+    BigInt,
+    Created,
+    Json,
+    Timestamp,
+    in_order_of_time,
+    one_of,
+    sql_list,
+)
 from remuda.models.states import LIVE_ATTEMPT, AttemptState, Reason
 
 
@@ -30,6 +40,7 @@ class Attempt(Base):
             postgresql_where=text(f"state IN ({sql_list(LIVE_ATTEMPT)})"),
         ),
         Index("ix_attempts_vm_id", "vm_id"),
+        in_order_of_time("attempts", "ended_at"),
     )
 
     id: Mapped[BigId]

@@ -6,7 +6,17 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, SmallInte
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from remuda.models.base import Base, BigId, BigInt, Created, Json, JsonList, Timestamp, one_of
+from remuda.models.base import (
+    Base,
+    BigId,
+    BigInt,
+    Created,
+    Json,
+    JsonList,
+    Timestamp,
+    in_order_of_time,
+    one_of,
+)
 from remuda.models.states import JobState, Reason
 
 
@@ -121,6 +131,7 @@ class Job(Base):
             postgresql_where=text("cancel_requested_at IS NOT NULL AND state <> 'TERMINATED'"),
         ),
         Index("ix_jobs_array_id", "array_id", "array_index"),
+        in_order_of_time("jobs", "ended_at"),
         Index(
             "uq_jobs_owner_idempotency_key",
             "owner_id",

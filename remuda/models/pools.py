@@ -41,7 +41,9 @@ class Image(Base):
     provider: Mapped[str] = mapped_column(Text)
     name: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text, server_default="NEW")
-    message: Mapped[str | None] = mapped_column(Text)
+    message: Mapped[str | None] = mapped_column(Text)  # what is wrong with it
+    validated_at: Mapped[Timestamp | None]  # when a VM made of it first gave a sign of life
+    state_changed_at: Mapped[Created]
     created_at: Mapped[Created]
 
 

@@ -65,8 +65,10 @@ def expire(
     connection.execute(text("DELETE FROM calls WHERE expires_at < now() - interval '10 seconds'"))
     connection.execute(
         text(
-            """DELETE FROM heartbeats WHERE id IN (SELECT id FROM heartbeats
-                 WHERE at < now() - make_interval(secs => :age) ORDER BY at LIMIT 20000)"""
+            # Of the oldest by id, as below.
+            """DELETE FROM heartbeats WHERE id IN (
+                 SELECT id FROM (SELECT id, at FROM heartbeats ORDER BY id LIMIT 20000) AS oldest
+                 WHERE at < now() - make_interval(secs => :age))"""
         ),
         {"age": heartbeat_retention_s},
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, text
 
-from remuda.errors import IllegalTransition, InstanceNotFound
+from remuda.checks import shown
+from remuda.errors import BadInput, IllegalTransition, InstanceNotFound
 from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.states import VM_EDGES, VmState
@@ -37,10 +39,13 @@ def move_vm(
     """Bring the VM to `target` from one of `allowed` (default: every edge into it).
 
     `fields` are columns set with it. A STALLED VM that was replaced, or never ran before, does
-    not come to RUNNING; a HALTED one's leases are over. Raises InstanceNotFound, or
-    IllegalTransition telling the state found; nothing is changed then.
+    not come to RUNNING; a HALTED one's leases are over. Raises InstanceNotFound, BadInput for an
+    IP that is none, or IllegalTransition telling the state found; nothing is changed then.
     """
     fields = dict(fields or {})
+    for name in ("private_ip", "public_ip"):
+        if fields.get(name) is not None:
+            fields[name] = ip_of(name, fields[name])
     assignments = "".join(
         f", {name} = {'CAST(:' + name + ' AS jsonb)' if isinstance(value, dict) else ':' + name}"
         for name, value in fields.items()
@@ -85,6 +90,19 @@ def move_vm(
         )
 
 
+def ip_of(what: str, value: object) -> str:
+    """Return an IP address as it is written best; one of IPv4 in IPv6 (`::ffff:`) as IPv4.
+
+    Raises BadInput naming `what`.
+    """
+    try:
+        found = ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise BadInput(f"{what} is not an IP address: {shown(value)}") from None
+    plain = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return str(plain or found)
+
+
 def insert_vms(connection: Connection, pool_id: int, count: int) -> list[int]:
     """Insert `count` VMs in NEW, the intent to make them, and return their ids."""
     statement = text("""
@@ -93,17 +111,6 @@ def insert_vms(connection: Connection, pool_id: int, count: int) -> list[int]:
                p.memory_bytes_per_vm, p.gpus_per_vm
         FROM pools p, generate_series(1, :count) WHERE p.id = :pool RETURNING id""")
     return list(connection.scalars(statement, {"pool": pool_id, "count": count}))
-
-
-def validate_image(connection: Connection, vm_id: int) -> None:
-    """Mark the VM's image VALIDATED: a machine made of it has answered."""
-    connection.execute(
-        text(
-            """UPDATE images SET state = 'VALIDATED' FROM vms
-               WHERE vms.id = :vm AND images.id = vms.image_id AND images.state = 'NEW'"""
-        ),
-        {"vm": vm_id},
-    )
 
 
 def lock_vms(connection: Connection, vm_ids: Sequence[int]) -> dict[int, str]:

@@ -7,7 +7,16 @@ import uuid
 from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from remuda.models.base import Base, BigId, BigInt, Created, Json, Timestamp, one_of
+from remuda.models.base import (
+    Base,
+    BigId,
+    BigInt,
+    Created,
+    Json,
+    Timestamp,
+    in_order_of_time,
+    one_of,
+)
 from remuda.models.states import VmState
 
 
@@ -72,6 +81,10 @@ class Vm(Base):
 
     heartbeat_at: Mapped[Timestamp | None]
     load: Mapped[float | None]
+    cores: Mapped[int | None]  # of the machine, as its runner counts them
+    uptime_s: Mapped[float | None]
+    transferred_files: Mapped[BigInt] = mapped_column(server_default="0")  # by its present runner
+    transferred_bytes: Mapped[BigInt] = mapped_column(server_default="0")
     # The last entry of the runner's journal that these tables hold.
     journal_n: Mapped[BigInt] = mapped_column(server_default="0")
     watcher: Mapped[str | None] = mapped_column(Text)
@@ -129,8 +142,9 @@ class Heartbeat(Base):
 
     __tablename__ = "heartbeats"
     __table_args__ = (
+        CheckConstraint("transferred_files >= 0 AND transferred_bytes >= 0", name="transferred"),
         Index("ix_heartbeats_vm_id_at", "vm_id", "at"),
-        Index("ix_heartbeats_at", "at"),
+        in_order_of_time("heartbeats", "at"),
     )
 
     id: Mapped[BigId]
@@ -141,6 +155,12 @@ class Heartbeat(Base):
     memory_free_bytes: Mapped[BigInt]
     disk_free_bytes: Mapped[BigInt]
     uptime_s: Mapped[float]
+    cores: Mapped[int | None]
+    queued_jobs: Mapped[int] = mapped_column(server_default="0")
+    # Counted since its runner began: inputs put into sandboxes, outputs found, output streamed.
+    transferred_files: Mapped[BigInt] = mapped_column(server_default="0")
+    transferred_bytes: Mapped[BigInt] = mapped_column(server_default="0")
+    state: Mapped[str | None] = mapped_column(Text)  # of the VM, when it was heard
 
 
 class Lease(Base):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
+
+Order = Literal["stop", "halt"]
 
 _COLUMNS = (
     "v.id, v.name, v.address, v.provider_id, v.journal_n, v.state, p.backend, p.id AS pool_id"
@@ -36,18 +38,38 @@ _CLAIM = f"""
     SELECT {_COLUMNS} FROM v JOIN pools p ON p.id = v.pool_id
 """
 
-_HEARD = text("""
+_BEAT = {
+    "load": "float8",
+    "running_jobs": "int",
+    "queued_jobs": "int",
+    "cores": "int",
+    "memory_free_bytes": "bigint",
+    "disk_free_bytes": "bigint",
+    "transferred_files": "bigint",
+    "transferred_bytes": "bigint",
+    "uptime_s": "float8",
+}
+_KEPT = ("load", "cores", "uptime_s", "transferred_files", "transferred_bytes")  # in the VM's row
+
+# One that is HALTED is heard too: it should not live, and whoever hears it must know.
+_HEARD = text(f"""
     WITH r AS (
       SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
-        vm_id bigint, load float8, running_jobs int, memory_free_bytes bigint,
-        disk_free_bytes bigint, uptime_s float8)
+        vm_id bigint, {", ".join(f"{name} {kind}" for name, kind in _BEAT.items())})
     ), v AS (
-      UPDATE vms SET heartbeat_at = now(), load = r.load FROM r
-      WHERE vms.id = r.vm_id AND vms.state <> 'HALTED' RETURNING vms.id
+      UPDATE vms SET heartbeat_at = now(), {", ".join(f"{name} = r.{name}" for name in _KEPT)}
+      FROM r WHERE vms.id = r.vm_id RETURNING vms.id, vms.state, vms.image_id
+    ), i AS (
+      UPDATE images SET state = 'VALIDATED', validated_at = now(), state_changed_at = now()
+      WHERE state = 'NEW' AND id IN (SELECT image_id FROM v WHERE v.state = 'RUNNING')
+    ), h AS (
+      INSERT INTO heartbeats (vm_id, state, {", ".join(_BEAT)})
+      SELECT v.id, v.state, {", ".join(f"r.{name}" for name in _BEAT)} FROM r JOIN v ON v.id = r.vm_id
     )
-    INSERT INTO heartbeats (vm_id, load, running_jobs, memory_free_bytes, disk_free_bytes, uptime_s)
-    SELECT r.* FROM r JOIN v ON v.id = r.vm_id
+    SELECT id, state FROM v WHERE state IN ('STOPPING', 'HALTED')
 """)
+_NOTHING = {"cores": None, "queued_jobs": 0, "transferred_files": 0, "transferred_bytes": 0}
+_ORDERS: dict[str, Order] = {"STOPPING": "stop", "HALTED": "halt"}
 
 
 def claim_watches(
@@ -86,10 +108,19 @@ def release_watches(connection: Connection, worker: str) -> None:
     )
 
 
-def record_heartbeats(connection: Connection, beats: Sequence[Mapping[str, Any]]) -> None:
-    """Record what VMs reported (the columns of `heartbeats`), one beat a VM."""
-    if beats:
-        connection.execute(_HEARD, {"rows": json.dumps([dict(beat) for beat in beats])})
+def record_heartbeats(
+    connection: Connection, beats: Sequence[Mapping[str, Any]]
+) -> dict[int, Order]:
+    """Record what VMs reported (the columns of `heartbeats`), one beat a VM, in one statement.
+
+    The first of a RUNNING VM validates its image. Returns which VMs should not be alive: those to
+    "stop" (STOPPING) and those to "halt" (HALTED); they were heard all the same.
+    """
+    if not beats:
+        return {}
+    ordered = sorted(({**_NOTHING, **beat} for beat in beats), key=lambda beat: beat["vm_id"])
+    found = connection.execute(_HEARD, {"rows": json.dumps(ordered)}).mappings()
+    return {row["id"]: _ORDERS[row["state"]] for row in found}
 
 
 def call_watchers(connection: Connection) -> None:

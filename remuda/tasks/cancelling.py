@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from sqlalchemy import Connection
 
 from remuda.errors import Unreachable
 from remuda.models import cancel as models
 from remuda.models import machines
-from remuda.models.watches import vm_for_channel
-from remuda.tasks import messages
+from remuda.models.states import VmState
+from remuda.models.vm_life import lock_vms
+from remuda.models.watches import Order, vm_for_channel
+from remuda.tasks import messages, recording
 from remuda.tasks.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -56,3 +61,24 @@ def follow(runtime: Runtime) -> None:
 def stop_vms(runtime: Runtime) -> None:
     """Send for the VMs that users had stopped; sent for twice, a VM is terminated once."""
     messages.terminate_vm(runtime.transact(machines.stopping_vms))
+
+
+def end_vm(runtime: Runtime, vm_id: int, order: Order) -> None:
+    """Tell a VM that lives although it should not: its runner kills what runs there and ends.
+
+    "stop": it is being terminated; what it still ran is LOST first, so that no later word of it
+    counts, and the termination is sent for again. "halt": its end was confirmed already.
+    """
+
+    def lose(connection: Connection) -> None:
+        if lock_vms(connection, [vm_id]).get(vm_id) == VmState.STOPPING:
+            recording.lose_attempts(connection, vm_id, "its VM is being terminated")
+
+    if order == "stop":
+        runtime.transact(lose)
+        messages.terminate_vm([vm_id])
+    log.warning("VM %d lives on and is told to %s", vm_id, order, extra={"vm_id": vm_id})
+    channel = runtime.links.present(vm_id)
+    if channel is not None:
+        with suppress(Unreachable):
+            channel.send("stop")

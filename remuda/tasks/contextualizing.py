@@ -13,8 +13,8 @@ from sqlalchemy import Connection
 
 from remuda.constraints import architecture_of
 from remuda.errors import VmUnreachable
+from remuda.models import images, vm_life, watches
 from remuda.models import machines as models
-from remuda.models import vm_life, watches
 from remuda.models.sizing import note_launch
 from remuda.models.states import VmState
 from remuda.tasks import logs
@@ -174,7 +174,7 @@ def _arrive(
             fields["preparation"] = _kept(result)
         allowed = [VmState.SUBMITTED, VmState.CONTEXTUALIZING]
         vm_life.move_vm(connection, vm_id, VmState.RUNNING, allowed=allowed, fields=fields)
-        vm_life.validate_image(connection, vm_id)
+        images.validate(connection, vm_id)
 
     runtime.transact(work)
     logs.transition("vm", vm_id, "RUNNING")

@@ -13,9 +13,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from remuda.errors import Unreachable
-from remuda.models import collect, exits
+from remuda.models import collect, exits, watches
 from remuda.models.cancel import insert_chunks
-from remuda.models.watches import record_heartbeats
 from remuda.tasks import decisions, logs, messages
 from remuda.tasks.runtime import Runtime
 from remuda.workers.channel import Channel
@@ -160,18 +159,46 @@ def record_output(runtime: Runtime, pushes: Sequence[Mapping[str, Any]]) -> None
         runtime.transact(lambda c: insert_chunks(c, chunks))
 
 
-def record_beats(runtime: Runtime, beats: Mapping[int, Mapping[str, Any]]) -> None:
-    """Store the latest heartbeat of each VM."""
-    found = [
-        {
-            "vm_id": vm_id,
-            "load": beat["load"][0],
-            "running_jobs": beat["running"],
-            "memory_free_bytes": beat["mem_free"],
-            "disk_free_bytes": beat["disk_free"],
-            "uptime_s": beat["uptime"],
-        }
-        for vm_id, beat in beats.items()
-    ]
-    if found:
-        runtime.transact(lambda c: record_heartbeats(c, found))
+def record_beats(
+    runtime: Runtime, beats: Mapping[int, Mapping[str, Any]]
+) -> dict[int, watches.Order]:
+    """Store the latest heartbeat of each VM; return which of them should not be alive.
+
+    One that makes no sense is left out, so that it keeps no other from being stored.
+    """
+    found = []
+    for vm_id, beat in beats.items():
+        try:
+            found.append(_beat(vm_id, beat))
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            log.warning("a heartbeat of VM %d makes no sense: %r", vm_id, error)
+    return runtime.transact(lambda c: watches.record_heartbeats(c, found)) if found else {}
+
+
+def _beat(vm_id: int, beat: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "vm_id": vm_id,
+        "load": _real(beat["load"][0]),
+        "running_jobs": _whole(beat["running"], bits=31),
+        "queued_jobs": _whole(beat["queued"], bits=31),
+        "cores": _whole(beat["cores"], bits=31) if "cores" in beat else None,
+        "memory_free_bytes": _whole(beat["mem_free"]),
+        "disk_free_bytes": _whole(beat["disk_free"]),
+        "transferred_files": _whole(beat.get("moved_files", 0)),  # runners of old do not tell
+        "transferred_bytes": _whole(beat.get("moved_bytes", 0)),
+        "uptime_s": _real(beat["uptime"]),
+    }
+
+
+def _real(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{number} is out of range")
+    return number
+
+
+def _whole(value: Any, *, bits: int = 63) -> int:
+    number = int(value)
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{number} is out of range")
+    return number

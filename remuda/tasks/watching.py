@@ -250,7 +250,8 @@ class Watcher:
         ttl_s = self._runtime.settings.watch_ttl_s
         self._renew_at = now + ttl_s / 5
         beats, self._beats = self._beats, {}
-        recording.record_beats(self._runtime, beats)
+        for vm_id, order in recording.record_beats(self._runtime, beats).items():
+            cancelling.end_vm(self._runtime, vm_id, order)
         watched = self._runtime.links.watched()
         if watched:
             worker = self._runtime.worker

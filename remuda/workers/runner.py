@@ -124,6 +124,9 @@ class Runner(Preparing):
             "mem_free": memory_of("MemAvailable"),
             "disk_free": disk.f_bavail * disk.f_frsize,
             "uptime": now(),
+            "cores": len(os.sched_getaffinity(0)),
+            "moved_files": self.moved_files,
+            "moved_bytes": self.moved_bytes,
             "n": self.ledger.n,
         }
 

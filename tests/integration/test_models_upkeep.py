@@ -79,8 +79,14 @@ def test_history_is_removed_after_its_time(engine: Engine) -> None:
             "disk_free_bytes": 0,
             "uptime_s": 0.0,
         }
-        record_heartbeats(connection, [beat])
-        connection.execute(text("UPDATE heartbeats SET at = now() - interval '101 s'"))
+        connection.execute(
+            text(
+                """INSERT INTO heartbeats (vm_id, at, load, running_jobs, memory_free_bytes,
+                     disk_free_bytes, uptime_s)
+                   VALUES (:vm, now() - interval '101 s', 0, 0, 0, 0, 0)"""
+            ),
+            {"vm": vm},
+        )
         record_heartbeats(connection, [beat])
         connection.execute(text("UPDATE events SET at = now() - interval '201 s'"))
         old = _count(connection, "events")

@@ -130,10 +130,11 @@ def test_heartbeats(engine: Engine) -> None:
             }
             for v in (vm, halted, 12345)
         ]
-        watches.record_heartbeats(connection, beats)
-        watches.record_heartbeats(connection, [])
-        [found] = rows(connection, "SELECT * FROM heartbeats")
+        assert watches.record_heartbeats(connection, beats) == {halted: "halt"}
+        assert watches.record_heartbeats(connection, []) == {}
+        found, zombie = rows(connection, "SELECT * FROM heartbeats ORDER BY vm_id")
         assert {name: found[name] for name in beats[0]} == beats[0]
+        assert zombie["vm_id"] == halted
         now = connection.scalar(text("SELECT now()"))
         assert (row(connection, "vms", vm)["heartbeat_at"], row(connection, "vms", vm)["load"]) == (
             now,

@@ -278,3 +278,15 @@ def test_more_outputs_than_can_be_told_of(
 def test_why_an_input_cannot_be_had_is_told(line: Line) -> None:
     entry = line.run(1, "true", **{"in": [["x", "!the store said no", 0o644]]})
     assert (entry["why"], entry["msg"]) == ("STAGING", "input: the store said no")
+
+
+def test_what_was_moved_is_counted_and_told_with_the_heartbeat(line: Line, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 1000)
+    inputs = [["a", str(source), 0o644], ["b", str(source), 0o644]]
+    line.sh(1, "cat a b >c; echo 12345", **{"in": inputs, "out": [["c", False]]})
+    line.sh(2, "true", **{"in": [["a", str(source), 0o644], ["b", "/nowhere", 0o644]]})
+    status = line.ask("status")
+    # In: two and the one before the missing one; out: the file, and six bytes of output.
+    assert (status["moved_files"], status["moved_bytes"]) == (2 + 1 + 1, 2000 + 2000 + 6 + 1000)
+    assert status["cores"] == len(os.sched_getaffinity(0))

@@ -51,6 +51,7 @@ class Attempts:
         self.staged: collections.deque[Job] = collections.deque()
         self.pids: dict[int, Job | None] = {}  # None: a helper of our own
         self.busy: set[int] = set()  # jobs that have an attempt holding slots
+        self.moved_files = self.moved_bytes = 0  # into sandboxes and out of them
         self.stopping = False
         self.home_fd = os.open(home, os.O_RDONLY | os.O_CLOEXEC)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -161,6 +162,8 @@ class Attempts:
             self.queue.popleft()
         while self.staged and not self.stopping:
             batch.append(self.staged.popleft())
+            self.moved_files += batch[-1].brought_files
+            self.moved_bytes += batch[-1].brought_bytes
         for job in batch:
             self.ledger.add(t="intent", a=job.a)
         problem = self.ledger.commit() if batch else ""
@@ -189,7 +192,8 @@ class Attempts:
         try:
             job.folder = self.boxes.make(job.a)
             for name, source, mode in job.ins:
-                copy_in(job.folder, name, source, mode)
+                job.brought_bytes += copy_in(job.folder, name, source, mode)
+                job.brought_files += 1
         except (OSError, ValueError) as error:
             job.why, job.message = job.why or "STAGING", f"input: {error}"
         self.staged.append(job)
@@ -223,7 +227,11 @@ class Attempts:
                 stream.finish(SPILL if self.ledger.held < HELD else 0)
         job.folder, doomed = self.boxes.close(job.a, job.folder)
         self.remove(doomed)
-        self.entry(**job.report(why, message, **how))
+        report = job.report(why, message, **how)
+        files = report.get("f", {})
+        self.moved_files += len(files)
+        self.moved_bytes += sum(files.values()) + report.get("os", 0) + report.get("es", 0)
+        self.entry(**report)
         self.on_output()
 
     def remove(self, paths: list[str]) -> None:

@@ -40,6 +40,7 @@ class Job:
         self.gpu_ids: list[int] = []
         self.stopped_at, self.stopped_s = 0.0, 0.0  # since when it is suspended; before that
         self.folder = ""
+        self.brought_files = self.brought_bytes = 0  # inputs in its sandbox
         self.out: Stream | None = None
         self.err: Stream | None = None
         self.state = "queued"  # then "running", "exited"; or "recalled"

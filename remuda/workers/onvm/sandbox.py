@@ -125,8 +125,11 @@ def find_file(folder: str, name: str) -> str | None:
     return path if good else None
 
 
-def copy_in(folder: str, name: str, source: str, mode: int) -> None:
-    """Copy a regular file into the folder under a new name; OSError or ValueError if it cannot."""
+def copy_in(folder: str, name: str, source: str, mode: int) -> int:
+    """Copy a regular file into the folder under a new name and return its size.
+
+    OSError or ValueError if it cannot.
+    """
     target = os.path.join(folder, inside(name))
     if source.startswith("!"):
         raise ValueError(source[1:2000])
@@ -148,6 +151,7 @@ def copy_in(folder: str, name: str, source: str, mode: int) -> None:
             os.utime(dst.fileno(), ns=(when, when))
     if ONCE in source:
         os.unlink(source)
+    return size
 
 
 def _copy(source: int, target: int) -> int:

@@ -14,6 +14,7 @@ from remuda.workers.backends.noop.loop import Loop
 from remuda.workers.backends.noop.script import Script, read_script
 from remuda.workers.onvm.ledger import GAP, Ledger, dumps
 from remuda.workers.onvm.processes import now
+from remuda.workers.onvm.sandbox import inside
 
 __all__ = ["JobTable"]
 
@@ -56,6 +57,7 @@ class JobTable:
         self.light: collections.deque[tuple[int, int]] = collections.deque()  # see `acknowledge`
         self.queue: collections.deque[SimulatedJob] = collections.deque()
         self.busy: set[int] = set()
+        self.moved_files = self.moved_bytes = 0
         self.ledger = MemoryLedger()
         self.ledger.begin(self.boot, 0)
 
@@ -137,6 +139,8 @@ class JobTable:
                 self.hold(job, 1)
                 self.ledger.add(t="intent", a=job.a)
                 job.stage(self.faults.staging)
+                self.moved_files += len(job.inputs)
+                self.moved_bytes += sum(len(job.files[inside(name)].data) for name in job.inputs)
                 if job.why:
                     self.end(job, job.why, job.message)
                 else:
@@ -224,6 +228,9 @@ class JobTable:
         self.jobs.pop(job.a, None)
         self.ended[job.a] = job
         report = job.report(why, message)
+        files = report.get("f", {})
+        self.moved_files += len(files)
+        self.moved_bytes += sum(files.values()) + report.get("os", 0) + report.get("es", 0)
         self.entry(**report)
         if not report.get("box"):
             self.light.append((self.ledger.n, job.a))

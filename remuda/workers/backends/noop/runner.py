@@ -164,6 +164,9 @@ class SimulatedRunner(JobTable):
             "mem_free": self.free_memory,
             "disk_free": 1 << 40,
             "uptime": now(),
+            "cores": self.slots,
+            "moved_files": self.moved_files,
+            "moved_bytes": self.moved_bytes,
             "n": self.ledger.n,
         }
 
