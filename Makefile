@@ -22,6 +22,7 @@ demo:
 test:
 	@tools/system-packages test
 	@tools/environment .venv
+	@tools/libvirt-python .venv
 	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-pythons: env

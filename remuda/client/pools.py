@@ -18,6 +18,7 @@ from remuda.errors import (
     UnknownPool,
     WaitTimeout,
 )
+from remuda.guests import guests_of
 from remuda.hosts import hosts_of, slurm_of
 from remuda.models import pool_life, query, requests
 from remuda.models.database import WAKE_CHANNEL, Listener
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_POOL = "default"
 _POLL_S = 1.0
 _ENDED = ("CLOSED", "PENDING_DELETE")
-_BACKENDS = {"static": "ssh"}  # of providers that are not called like theirs
+_BACKENDS = {"libvirt": "ssh", "static": "ssh"}  # of providers that are not called like theirs
 
 
 class Pool:
@@ -328,6 +329,8 @@ def _check_settings(provider: str, settings: Mapping[str, Any]) -> None:
         hosts_of(settings)
     elif provider == "local":
         slurm_of(settings)
+    elif provider == "libvirt":
+        guests_of(settings)
 
 
 def _id_of_default(connection: Connection) -> int:

@@ -14,6 +14,7 @@ __all__ = ["Provider", "VmDescription", "VmSpec", "VmState", "get_provider"]
 
 GROUP = "remuda.providers"
 _HERE = {
+    "libvirt": "remuda.workers.providers.libvirt:LibvirtProvider",
     "local": "remuda.workers.providers.local:LocalProvider",
     "noop": "remuda.workers.providers.noop:NoopProvider",
     "static": "remuda.workers.providers.static:StaticProvider",
@@ -23,7 +24,7 @@ _HERE = {
 def get_provider(
     kind: str, settings: Settings, pool_settings: Mapping[str, Any] | None = None
 ) -> Provider:
-    """Return the provider of a kind: `local`, `static`, `noop`, or one a package registered.
+    """Return the provider of a kind: `libvirt`, `local`, `static`, `noop`, or one a package registered.
 
     With the settings of a pool it is that pool's (see `Provider.of_pool`).
 
