@@ -22,14 +22,13 @@ from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-server.stop()
+sys.stdin.read()  # until whoever started it ends
 """
 
 
 @contextlib.contextmanager
-def s3_server() -> Iterator[str]:
-    """Start a server that this process and its children find; yield the URL of a new bucket."""
+def moto_server() -> Iterator[str]:
+    """Start moto, a fake of AWS; yield its URL. This process and its children find credentials."""
     server = subprocess.Popen(
         [sys.executable, "-c", _SERVER],
         stdin=subprocess.PIPE,
@@ -39,10 +38,35 @@ def s3_server() -> Iterator[str]:
     )
     assert server.stdin is not None
     assert server.stdout is not None
-    before = {key: os.environ.get(key) for key in (*KEYS, "AWS_ENDPOINT_URL_S3")}
     try:
-        endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        os.environ.update(KEYS, AWS_ENDPOINT_URL_S3=endpoint)
+        with environment(**KEYS):
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+    finally:
+        server.stdin.close()
+        server.stdout.close()
+        server.kill()
+        server.wait(10)
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Have the variables in the environment."""
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[str]:
+    """Start a server that this process and its children find; yield the URL of a new bucket."""
+    with moto_server() as endpoint, environment(AWS_ENDPOINT_URL_S3=endpoint):
         import fsspec
         import s3fs
 
@@ -50,16 +74,3 @@ def s3_server() -> Iterator[str]:
         bucket = f"bucket-{uuid.uuid4().hex[:8]}"
         fsspec.filesystem("s3").mkdir(bucket)
         yield f"s3://{bucket}"
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-        server.stdin.close()
-        server.stdout.close()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait(10)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from remuda import clouds
 from remuda.checks import shown
 from remuda.client import pool_settings
 from remuda.client.explaining import explain_pool
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 DEFAULT_POOL = "default"
 _POLL_S = 1.0
 _ENDED = ("CLOSED", "PENDING_DELETE")
-_BACKENDS = {"libvirt": "ssh", "static": "ssh"}  # of providers that are not called like theirs
+# Of providers that are not called like theirs.
+_BACKENDS = {"ec2": "ssh", "libvirt": "ssh", "openstack": "ssh", "static": "ssh"}
 
 
 class Pool:
@@ -331,6 +333,8 @@ def _check_settings(provider: str, settings: Mapping[str, Any]) -> None:
         slurm_of(settings)
     elif provider == "libvirt":
         guests_of(settings)
+    elif provider in clouds.CHECKS:
+        clouds.CHECKS[provider](settings)
 
 
 def _id_of_default(connection: Connection) -> int:
