@@ -13,7 +13,7 @@ RemudaError
 ├── EmbeddedError                    the one-machine default cannot run here
 ├── BackendError                     running a job on a resource
 │   ├── Recoverable                  MaximumCapacityReached, ResourceNotReady
-│   └── NoResources, DataStagingError, OutputNotAvailable, AuthError
+│   └── NoResources, DataStagingError, OutputNotAvailable, AuthError, PreparationFailed
 ├── ProviderError                    making or removing a VM
 │   ├── QuotaExceeded, CapacityError, ProviderAuthError, TransientProviderError
 │   └── PermanentProviderError       ImageError
@@ -138,6 +138,10 @@ class OutputNotAvailable(BackendError):
 
 class AuthError(BackendError):
     """The resource refused the credentials."""
+
+
+class PreparationFailed(BackendError):
+    """The pool's preparation command did not succeed on the VM."""
 
 
 class ProviderError(RemudaError):

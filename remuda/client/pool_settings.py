@@ -10,6 +10,7 @@ from typing import Any
 from remuda.checks import seconds, shown, whole
 from remuda.errors import BadInput
 from remuda.models.pool_life import SETTABLE
+from remuda.offers import offer_row, offers_of
 from remuda.retries import retry_of, retry_row
 from remuda.spec import MAX_GPUS, MAX_MEMORY_BYTES, JobSpec
 
@@ -174,6 +175,11 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "elastic_resize_factor": lambda what, v: seconds(what, v, most=1),
     "elastic_resize_period_s": _period,
     "heartbeat_s": lambda what, v: seconds(what, v, most=3600),
+    "offers": lambda what, v: [offer_row(offer) for offer in offers_of(v)],
+    "launch_timeout_s": lambda what, v: seconds(what, v, most=86_400),
+    "launch_retries": _slots(0, 100),
+    "max_starting": lambda what, v: None if v is None else whole(what, v, least=1, most=100_000),
+    "spawn_interval_s": lambda what, v: seconds(what, v, most=86_400, zero=True),
     "stalling_interval_s": lambda what, v: seconds(what, v, most=_YEAR_S),
     "context_timeout_s": lambda what, v: seconds(what, v, most=86_400),
     "check_interval_s": _period,

@@ -2,8 +2,9 @@
 
 from remuda.models.attempts import Attempt, AttemptOutput, Event, OutputChunk, Sweep, Transition
 from remuda.models.base import Base
+from remuda.models.command_vms import CommandCounter, CommandVm
 from remuda.models.jobs import Job, JobArray, JobSpecRow
-from remuda.models.pools import Image, Owner, Pool
+from remuda.models.pools import Image, OfferRefusal, Owner, Pool
 from remuda.models.states import (
     AttemptState,
     ImageState,
@@ -19,6 +20,8 @@ __all__ = [
     "AttemptOutput",
     "AttemptState",
     "Base",
+    "CommandCounter",
+    "CommandVm",
     "Event",
     "Heartbeat",
     "Image",
@@ -29,6 +32,7 @@ __all__ = [
     "JobState",
     "Lease",
     "LeaseRequest",
+    "OfferRefusal",
     "OutputChunk",
     "Owner",
     "Pool",

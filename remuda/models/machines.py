@@ -12,10 +12,11 @@ from remuda.models.database import rows
 
 # Longer than any step takes; then its message was lost or its worker died.
 _OVERDUE = """
-    (v.state = 'NEW' AND v.state_changed_at < now() - interval '10 seconds')
-    OR (v.state = 'SUBMITTED' AND v.state_changed_at < now() - interval '20 seconds')
-    OR (v.state IN ('WAIT_SSH_CONTEXT', 'CONTEXTUALIZING')
-        AND v.state_changed_at < now() - interval '5 seconds')
+    (v.next_try_at IS NULL AND (
+       (v.state = 'NEW' AND v.state_changed_at < now() - interval '10 seconds')
+       OR (v.state = 'SUBMITTED' AND v.state_changed_at < now() - interval '20 seconds')
+       OR (v.state IN ('WAIT_SSH_CONTEXT', 'CONTEXTUALIZING')
+           AND v.state_changed_at < now() - interval '5 seconds')))
     OR (v.state IN ('STOPPING', 'ERROR') AND v.state_changed_at < now() - interval '5 seconds')
 """
 
@@ -25,7 +26,12 @@ def vm_with_pool(connection: Connection, vm_id: int) -> Mapping[str, Any] | None
     found = rows(
         connection,
         """SELECT v.id, v.name, v.state, v.token, v.provider_id, v.slots, v.memory_bytes, v.pool_id,
-                  p.uuid::text AS pool, p.name AS pool_name, p.provider, p.settings, p.heartbeat_s,
+                  v.address, v.image_id, v.offer, v.launch_failures,
+                  coalesce(v.provider, p.provider) AS provider,
+                  p.settings || v.offer_settings AS settings,
+                  (SELECT (o ->> 'max_price')::float8 FROM jsonb_array_elements(p.offers) AS o
+                   WHERE o ->> 'name' = v.offer) AS max_price,
+                  p.uuid::text AS pool, p.name AS pool_name, p.heartbeat_s,
                   p.preparation, p.preparation_timeout_s, p.constants, p.gpus_per_vm, i.name AS image
            FROM vms v JOIN pools p ON p.id = v.pool_id JOIN images i ON i.id = v.image_id
            WHERE v.id = :vm""",
@@ -34,19 +40,59 @@ def vm_with_pool(connection: Connection, vm_id: int) -> Mapping[str, Any] | None
     return found[0] if found else None
 
 
-def note_spawn(connection: Connection, vm_id: int) -> bool:
-    """Count that the provider is about to be asked for a NEW VM; False if it is not NEW any more."""
-    counted = connection.execute(
-        text("UPDATE vms SET spawn_calls = spawn_calls + 1 WHERE id = :vm AND state = 'NEW'"),
-        {"vm": vm_id},
+def has_token(connection: Connection, vm_id: int, token: str) -> bool:
+    """Lock the VM's row and return whether this is its token still."""
+    found = connection.scalar(
+        text("SELECT token::text FROM vms WHERE id = :vm FOR NO KEY UPDATE"), {"vm": vm_id}
     )
-    return counted.rowcount == 1
+    return bool(found == token)
 
 
-def spawned_once(connection: Connection, vm_id: int) -> bool:
-    """Return whether the provider was asked for the VM just once; its row must be locked."""
-    found = connection.scalar(text("SELECT spawn_calls FROM vms WHERE id = :vm"), {"vm": vm_id})
-    return bool(found == 1)
+def vm_at(connection: Connection, vm_id: int, address: Mapping[str, Any]) -> str | None:
+    """Return the name of another VM of the pool that is in use at this address; None: there is none.
+
+    What has no `address` of the network cannot be the same.
+    """
+    if not address.get("address"):
+        return None
+    found = rows(
+        connection,
+        """SELECT other.name FROM vms v JOIN vms other ON other.pool_id = v.pool_id
+           WHERE v.id = :vm AND other.id <> v.id AND other.provider_id IS NOT NULL
+             AND other.state IN ('SUBMITTED', 'WAIT_SSH_CONTEXT', 'CONTEXTUALIZING', 'RUNNING')
+             AND (other.address ->> 'address', coalesce(other.address ->> 'port', ''),
+                  coalesce(other.address ->> 'jump', ''), coalesce(other.address ->> 'home', ''))
+               = (:address, :port, :jump, :home)
+           ORDER BY other.id LIMIT 1""",
+        vm=vm_id,
+        address=str(address["address"]),
+        **{key: str(address.get(key) or "") for key in ("port", "jump", "home")},
+    )
+    return str(found[0]["name"]) if found else None
+
+
+def set_place(
+    connection: Connection,
+    vm_id: int,
+    *,
+    address: Mapping[str, Any],
+    private_ip: str | None,
+    public_ip: str | None,
+) -> None:
+    """Record where a VM is that has not run yet."""
+    connection.execute(
+        text(
+            """UPDATE vms SET address = CAST(:address AS jsonb), private_ip = :private,
+                 public_ip = :public WHERE id = :vm
+                 AND state IN ('SUBMITTED', 'WAIT_SSH_CONTEXT', 'CONTEXTUALIZING')"""
+        ),
+        {
+            "vm": vm_id,
+            "address": json.dumps(dict(address)),
+            "private": private_ip,
+            "public": public_ip,
+        },
+    )
 
 
 def set_preparation(connection: Connection, vm_id: int, result: Mapping[str, Any]) -> None:
@@ -68,15 +114,23 @@ def stopping_vms(connection: Connection) -> list[int]:
 
 
 def providers_in_use(connection: Connection) -> list[tuple[str, str, dict[str, Any]]]:
-    """Return (provider, tag, settings) of the pools that may still have machines.
+    """Return (provider, tag, settings) of the pools that may still have machines, for each offer.
 
-    Machines are tagged with their pool's UUID: names repeat, also between databases.
+    Machines are tagged with their pool's UUID: names repeat, also between databases. An offer that
+    is not listed any more counts while there is a VM of it.
     """
     found = rows(
         connection,
-        """SELECT provider, uuid::text AS tag, settings FROM pools
-           WHERE state <> 'UNSUBMITTED' AND (ended_at IS NULL OR ended_at > now() - interval '1 day')
-           ORDER BY 1, 2""",
+        """WITH alive AS (
+             SELECT * FROM pools WHERE state <> 'UNSUBMITTED'
+               AND (ended_at IS NULL OR ended_at > now() - interval '1 day'))
+           SELECT provider, uuid::text AS tag, settings FROM alive WHERE offers = '[]'
+           UNION SELECT coalesce(o ->> 'provider', p.provider), p.uuid::text,
+                        p.settings || coalesce(o -> 'settings', '{}')
+                 FROM alive p CROSS JOIN jsonb_array_elements(p.offers) AS o
+           UNION SELECT coalesce(v.provider, p.provider), p.uuid::text, p.settings || v.offer_settings
+                 FROM vms v JOIN pools p ON p.id = v.pool_id WHERE v.state <> 'HALTED'
+           ORDER BY 1, 2, 3""",
     )
     return [(row["provider"], row["tag"], row["settings"]) for row in found]
 

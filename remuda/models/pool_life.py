@@ -48,6 +48,11 @@ SETTABLE = {
     "dead_man_s",
     "dead_man_command",
     "reboot_command",
+    "offers",
+    "launch_timeout_s",
+    "launch_retries",
+    "max_starting",
+    "spawn_interval_s",
 }
 UNTIL_SUBMITTED = {
     "settings",

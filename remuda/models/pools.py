@@ -95,6 +95,11 @@ class Pool(Base):
         ),
         CheckConstraint("deleted_at IS NULL OR state = 'PENDING_DELETE'", name="deleted"),
         CheckConstraint(
+            "launch_timeout_s > 0 AND launch_timeout_s <= 86400 AND launch_retries BETWEEN 0 AND 100"
+            " AND max_starting > 0 AND spawn_interval_s >= 0 AND spawn_interval_s <= 86400",
+            name="launch",
+        ),
+        CheckConstraint(
             "isolation IN ('shared', 'owner', 'sandbox', 'single_use')", name="isolation"
         ),
         CheckConstraint(
@@ -117,6 +122,7 @@ class Pool(Base):
     provider: Mapped[str] = mapped_column(Text)
     backend: Mapped[str] = mapped_column(Text)
     settings: Mapped[Json] = mapped_column(server_default="{}")
+    offers: Mapped[JsonList] = mapped_column(server_default="[]")  # see `remuda.offers`, in order
     tags: Mapped[JsonList] = mapped_column(server_default="[]")
     isolation: Mapped[str] = mapped_column(Text, server_default="shared")
 
@@ -152,6 +158,13 @@ class Pool(Base):
     dead_man_command: Mapped[JsonList | None]
     reboot_command: Mapped[JsonList | None]  # how a VM's runner restarts its machine
 
+    # From the first call of the provider to RUNNING, but for the preparation.
+    launch_timeout_s: Mapped[float] = mapped_column(server_default="600")
+    launch_retries: Mapped[int] = mapped_column(server_default="3")  # of each step of a VM's launch
+    max_starting: Mapped[int | None]  # VMs asked for, not yet running
+    spawn_interval_s: Mapped[float] = mapped_column(server_default="0")
+    last_spawn_at: Mapped[Timestamp | None]
+
     state: Mapped[str] = mapped_column(Text, server_default="UNSUBMITTED")
     close_now: Mapped[bool] = mapped_column(server_default="false")  # closing without draining
     last_resize_at: Mapped[Timestamp | None]
@@ -173,3 +186,22 @@ class Pool(Base):
     previous_state_changed_at: Mapped[Timestamp | None]
     ended_at: Mapped[Timestamp | None]
     deleted_at: Mapped[Timestamp | None]  # when the provider had confirmed that nothing is left
+
+
+class OfferRefusal(Base):
+    """An offer that had no capacity or quota for a pool, not to be asked again before it expires.
+
+    It stays, expired, until a launch from the offer succeeds: the next refusal lasts longer.
+    """
+
+    __tablename__ = "offer_refusals"
+    __table_args__ = (CheckConstraint("times > 0", name="times"),)
+
+    pool_id: Mapped[BigInt] = mapped_column(
+        ForeignKey("pools.id", ondelete="CASCADE"), primary_key=True
+    )
+    offer: Mapped[str] = mapped_column(Text, primary_key=True)  # "": the pool has no offers
+    reason: Mapped[str] = mapped_column(Text)
+    times: Mapped[int] = mapped_column(server_default="1")  # in a row
+    refused_at: Mapped[Created]
+    expires_at: Mapped[Timestamp]

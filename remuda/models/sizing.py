@@ -163,7 +163,7 @@ def note_launch(connection: Connection, pool_id: int, *, error: str | None) -> N
         connection.execute(
             text(
                 """UPDATE pools SET launch_failures = 0, paused_until = NULL, message = NULL
-                   WHERE id = :pool AND launch_failures > 0"""
+                   WHERE id = :pool AND (launch_failures > 0 OR paused_until IS NOT NULL)"""
             ),
             {"pool": pool_id},
         )

@@ -146,8 +146,8 @@ def silent_vms(connection: Connection, *, most: int | None = None) -> list[int]:
 
     The time counts only while somebody listened: since the sweeps have run without a gap, and for a
     running VM up to its watch's last renewal, anew when the watch went to another worker. A VM
-    still booting gets at least a minute; one stopped before the provider named it has nothing to
-    be heard of.
+    still booting gets what its pool gives launches, what else is on its way at least a minute; one
+    stopped before the provider named it has nothing to be heard of.
     """
     found = rows(
         connection,
@@ -158,6 +158,8 @@ def silent_vms(connection: Connection, *, most: int | None = None) -> list[int]:
                   < CASE WHEN v.state = 'RUNNING' THEN v.watch_renewed_at ELSE now() END
                   - make_interval(
                       secs => CASE WHEN v.state = 'RUNNING' THEN p.stalling_interval_s
+                                   WHEN v.state IN ('SUBMITTED', 'WAIT_SSH_CONTEXT')
+                                   THEN greatest(p.stalling_interval_s, p.launch_timeout_s)
                                    ELSE greatest(p.stalling_interval_s, 60) END)
             ORDER BY v.id LIMIT :most FOR NO KEY UPDATE OF v SKIP LOCKED""",
         most=most,

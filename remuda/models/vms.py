@@ -28,6 +28,7 @@ class Vm(Base):
         one_of("state", VmState),
         CheckConstraint("slots BETWEEN 1 AND 100000", name="slots"),
         CheckConstraint("memory_bytes > 0", name="memory_bytes"),
+        CheckConstraint("price >= 0 AND price <= 1e9", name="price"),
         CheckConstraint("(state = 'HALTED') = (halted_at IS NOT NULL)", name="halted"),
         CheckConstraint(
             "provider_id IS NOT NULL OR state IN ('NEW', 'STOPPING', 'ERROR', 'HALTED')",
@@ -47,6 +48,13 @@ class Vm(Base):
     # The idempotency token: committed before the provider is asked, and tagged on the machine.
     token: Mapped[uuid.UUID] = mapped_column(server_default=func.gen_random_uuid(), unique=True)
     spawn_calls: Mapped[int] = mapped_column(server_default="0")  # of its provider
+    provider: Mapped[str | None] = mapped_column(Text)  # of its offer; None: the pool's
+    offer: Mapped[str] = mapped_column(Text, server_default="")
+    offer_settings: Mapped[Json] = mapped_column(server_default="{}")  # over the pool's
+    price: Mapped[float | None]  # for an hour, as its offer said
+    launch_failures: Mapped[int] = mapped_column(server_default="0")  # of the present step
+    asked_at: Mapped[Timestamp | None]  # its provider, for the first time
+    next_try_at: Mapped[Timestamp | None]  # of its launch, not before
     provider_id: Mapped[str | None] = mapped_column(Text)
     address: Mapped[Json] = mapped_column(server_default="{}")
     private_ip: Mapped[str | None] = mapped_column(Text)

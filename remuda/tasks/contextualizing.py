@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from remuda.constraints import architecture_of
-from remuda.errors import VmUnreachable
-from remuda.models import images, vm_life, watches
+from remuda.errors import PreparationFailed
+from remuda.models import images, launches, vm_life, watches
 from remuda.models import machines as models
 from remuda.models.sizing import note_launch
 from remuda.models.states import VmState
@@ -27,10 +27,6 @@ WAIT_S = 2.0  # for a preparation to end; one that takes longer is told of by th
 OUTPUT_BYTES = 64 << 10
 _FACTS = ("cores", "disk_bytes", "cpu_model", "cgroup", "gpus", "ssd", "python", "features")
 STATES = (VmState.SUBMITTED, VmState.WAIT_SSH_CONTEXT, VmState.CONTEXTUALIZING)
-
-
-class PreparationFailed(VmUnreachable):
-    """The pool's preparation command did not succeed on this VM."""
 
 
 def contextualize(runtime: Runtime, vm_id: int) -> bool:
@@ -169,7 +165,8 @@ def _arrive(
 
     def work(connection: Connection) -> None:
         note_launch(connection, row["pool_id"], error=None)  # pool before VM, as sizing locks
-        fields = dict(measured)
+        launches.forget_refusals(connection, row["pool_id"], row["offer"])
+        fields = {**measured, "error": None, "next_try_at": None}
         if result is not None:
             fields["preparation"] = _kept(result)
         allowed = [VmState.SUBMITTED, VmState.CONTEXTUALIZING]

@@ -8,8 +8,8 @@ from remuda.errors import RemudaError
 from remuda.models import machines as models
 from remuda.models.states import VmState
 from remuda.tasks import contextualizing, messages
+from remuda.tasks.providing import provider_for
 from remuda.tasks.runtime import Runtime
-from remuda.workers.providers import get_provider
 from remuda.workers.providers.base import Provider, VmDescription
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def reconcile_vms(runtime: Runtime) -> int:
     strays = 0
     for kind, pool, settings in runtime.transact(models.providers_in_use):
         try:
-            provider = get_provider(kind, runtime.settings, settings)
+            provider = provider_for(runtime, kind, settings)
             described = provider.list(pool)
         except RemudaError as error:
             log.warning("the provider %s does not answer: %s", kind, error)

@@ -1,4 +1,4 @@
-"""The life of VMs, step by step: spawn, terminate, and watch."""
+"""The life of VMs after their launch: terminate, and watch."""
 
 from __future__ import annotations
 
@@ -8,124 +8,30 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from remuda.errors import (
-    BackendError,
-    BadInput,
-    IllegalTransition,
-    PermanentProviderError,
-    ProviderError,
-    VmUnreachable,
-)
+from remuda.errors import BadInput, IllegalTransition, PermanentProviderError
 from remuda.models import machines as models
 from remuda.models import vm_life, watches
-from remuda.models.sizing import note_launch
 from remuda.models.states import VmState
-from remuda.tasks import contextualizing, logs, messages, recording
+from remuda.tasks import logs, recording
+from remuda.tasks.providing import alone, provider_of
 from remuda.tasks.runtime import Runtime
 from remuda.tasks.watching import this_watcher
-from remuda.workers.providers import get_provider
-from remuda.workers.providers.base import Provider, VmDescription, VmSpec
+from remuda.workers.providers.base import Provider, VmDescription
 
 log = logging.getLogger(__name__)
-
-
-def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
-    """Make the machine of a NEW VM and bring it to RUNNING; True when it got there.
-
-    Each step is taken up where the last try left it: the provider knows the token, so repeating
-    spawns nothing twice. A failed launch is recorded, its remains terminated, the pool backs off.
-    """
-    row = runtime.transact(lambda c: models.vm_with_pool(c, vm_id))
-    if row is None or row["state"] not in (VmState.NEW, *contextualizing.STATES):
-        return False
-    try:
-        provider = get_provider(row["provider"], runtime.settings, row["settings"])
-        if row["state"] == VmState.NEW:
-            if not runtime.transact(lambda c: models.note_spawn(c, vm_id)):
-                return False
-            provider_id = provider.spawn(_spec(row), str(row["token"]))
-            found = provider.describe([provider_id]).get(provider_id)
-            if found is None or found.state == "gone":
-                raise VmUnreachable("the VM was gone as soon as it was made")
-            runtime.transact(lambda c: _submitted(c, vm_id, provider_id, found))
-            logs.transition("vm", vm_id, "SUBMITTED", provider_id=provider_id)
-        if not contextualizing.contextualize(runtime, vm_id):
-            return False
-        check_vms(runtime, [vm_id])
-    except IllegalTransition as error:
-        log.info("VM %d was taken further by somebody else: %s", vm_id, error)
-        return False
-    except (ProviderError, BackendError, BadInput, VmUnreachable) as error:
-        nothing = isinstance(error, ProviderError) and error.made_nothing
-        _failed(runtime, row, f"{type(error).__name__}: {error}", made_nothing=nothing)
-        return False
-    return True
-
-
-def _spec(row: Mapping[str, Any]) -> VmSpec:
-    return VmSpec(
-        name=row["name"],
-        pool=row["pool"],
-        slots=row["slots"],
-        memory_bytes=row["memory_bytes"],
-        heartbeat_s=row["heartbeat_s"],
-        image=row["image"],
-        settings=row["settings"],
-    )
-
-
-def _submitted(connection: Connection, vm_id: int, provider_id: str, found: VmDescription) -> None:
-    vm_life.move_vm(
-        connection,
-        vm_id,
-        VmState.SUBMITTED,
-        fields={
-            "provider_id": provider_id,
-            "address": dict(found.address),
-            "private_ip": found.private_ip,
-            "public_ip": found.public_ip,
-        },
-    )
-
-
-def _failed(
-    runtime: Runtime, row: Mapping[str, Any], error: str, *, made_nothing: bool = False
-) -> None:
-    """Give up a VM that could not be launched; it is gone at once if there never was a machine."""
-
-    def work(connection: Connection) -> bool:
-        note_launch(connection, row["pool_id"], error=error)  # pool before VM, as sizing locks
-        # Of two who launch it at once the first to fail tells why; the other finds it gone.
-        launching = [VmState.NEW, *contextualizing.STATES]
-        told = {"error": error[:2000]}
-        vm_life.move_vm(connection, row["id"], VmState.ERROR, allowed=launching, fields=told)
-        vm_life.move_vm(connection, row["id"], VmState.STOPPING)
-        # Only if no other call of the same token can have made one.
-        gone = made_nothing and models.spawned_once(connection, row["id"])
-        if gone:
-            vm_life.move_vm(connection, row["id"], VmState.HALTED)
-        return gone
-
-    try:
-        gone = runtime.transact(work)
-    except IllegalTransition as moved:
-        log.info("VM %d failed to launch, but had moved on: %s", row["id"], moved)
-        return
-    log.error(
-        "VM %s failed to launch: %s",
-        row["name"],
-        error,
-        extra={"vm_id": row["id"], "pool_id": row["pool_id"]},
-    )
-    if not gone:
-        messages.terminate_vm([row["id"]])
 
 
 def terminate_vm(runtime: Runtime, vm_id: int) -> bool:
     """Remove the machine of a STOPPING (or STALLED, ERROR) VM; True when it is confirmed gone.
 
     What still lived on it is LOST first. Repeating is harmless; the sweep repeats until confirmed.
+    Raises a ProviderError when the provider does not do it, or does not tell.
     """
+    with alone("terminate", vm_id) as mine:
+        return mine and _terminate(runtime, vm_id)
+
+
+def _terminate(runtime: Runtime, vm_id: int) -> bool:
 
     def begin(connection: Connection) -> Mapping[str, Any] | None:
         state = vm_life.lock_vms(connection, [vm_id]).get(vm_id)
@@ -165,7 +71,7 @@ def _provider_of(runtime: Runtime, row: Mapping[str, Any]) -> Provider | None:
     Raises PermanentProviderError if there was one, and its kind is no longer known here.
     """
     try:
-        return get_provider(row["provider"], runtime.settings, row["settings"])
+        return provider_of(runtime, row)
     except BadInput as error:
         if row["provider_id"] is None:
             return None

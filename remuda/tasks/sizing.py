@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from remuda.constraints import hardware_of
 from remuda.errors import BadInput
+from remuda.models import launches
 from remuda.models import sizing as models
 from remuda.models.cancel import cancel_requeued, request_cancel
 from remuda.models.database import rows
@@ -34,7 +35,10 @@ _STAGE = {
 
 
 def resize_pools(runtime: Runtime) -> int:
-    """Size every pool that is due; return how many VMs are to come or to go."""
+    """Size every pool that is due, and have launches go on whose time has come.
+
+    Returns how many VMs are to come or to go.
+    """
 
     def work(connection: Connection) -> tuple[list[int], list[int]]:
         born: list[int] = []
@@ -50,6 +54,7 @@ def resize_pools(runtime: Runtime) -> int:
         return born, closed
 
     born, closed = runtime.transact(work)
+    born += [vm_id for vm_id in runtime.transact(launches.due_launches) if vm_id not in born]
     messages.spawn_vm(born)
     messages.terminate_vm(closed)
     return len(born) + len(closed)

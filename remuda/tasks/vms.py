@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from remuda.errors import ProviderError
-from remuda.tasks import machines, names
+from remuda.tasks import launching, machines, names
 from remuda.tasks.app import app
 from remuda.tasks.runtime import get_runtime
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 @app.task(name=names.SPAWN_VM)  # type: ignore[untyped-decorator]
 def spawn_vm(vm_id: int) -> None:
     """Make the machine of a VM and bring it to RUNNING."""
-    machines.spawn_vm(get_runtime(), vm_id)
+    launching.spawn_vm(get_runtime(), vm_id)
 
 
 @app.task(name=names.TERMINATE_VM)  # type: ignore[untyped-decorator]

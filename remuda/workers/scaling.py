@@ -271,9 +271,9 @@ def _fixed(slots: int) -> ElasticSettings:
 def _grow(size: _Size, snapshot: PoolSnapshot, now: datetime) -> Decision:
     if snapshot.paused_until is not None and now < snapshot.paused_until:
         pause_s = (snapshot.paused_until - now).total_seconds()
-        return size.decision(
-            f"no growth for {pause_s:.0f} s after {snapshot.launch_failures} failed launches"
-        )
+        failed = snapshot.launch_failures
+        why = f"after {failed} failed launches" if failed else "as there is nothing to be had"
+        return size.decision(f"no growth for {pause_s:.0f} s {why}")
     step = max(
         min(size.target - size.alive, size.step), size.elastic.minimum_total_slots - size.alive
     )

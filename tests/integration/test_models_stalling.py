@@ -41,9 +41,10 @@ def _sweep_only(connection: Connection) -> list[int]:
     [
         (VmState.RUNNING, 25, False),
         (VmState.RUNNING, 35, True),
-        (VmState.SUBMITTED, 35, False),  # it boots: at least a minute
-        (VmState.SUBMITTED, 65, True),
-        (VmState.WAIT_SSH_CONTEXT, 65, True),
+        (VmState.SUBMITTED, 85, False),  # it boots, and has its pool's launch_timeout_s for that
+        (VmState.SUBMITTED, 95, True),
+        (VmState.WAIT_SSH_CONTEXT, 85, False),
+        (VmState.WAIT_SSH_CONTEXT, 95, True),
         (VmState.CONTEXTUALIZING, 65, True),
         (VmState.STOPPING, 65, True),
         (VmState.NEW, 999, False),
@@ -54,7 +55,7 @@ def _sweep_only(connection: Connection) -> list[int]:
 )
 def test_who_is_silent(engine: Engine, here: VmState, quiet_s: float, silent: bool) -> None:
     with engine.begin() as connection:
-        pool = make_pool(connection, heartbeat_s=1, stalling_interval_s=30)
+        pool = make_pool(connection, heartbeat_s=1, stalling_interval_s=30, launch_timeout_s=90)
         [vm] = make_vms(connection, pool, state=VmState.NEW)
         reach_vm(connection, vm, here)
         age(connection, "vms", [vm], "state_changed_at", quiet_s)
