@@ -13,6 +13,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "array": Entry("app:array", "Look at arrays of jobs as wholes, limit or resubmit them."),
         "pool": Entry("app:pool", "Create, change and close pools of VMs."),
         "vm": Entry("app:vm", "Look at VMs, drain or terminate them."),
+        "image": Entry("app:image", "Look at images; trust or distrust them."),
         "demo": Entry("demo", "Render a picture on an elastic pool, with live progress."),
     },
     "System": {
@@ -72,9 +73,18 @@ POOL = {
     "explain": Entry("pool:explain", "Say why a pool has the size it has."),
 }
 
+IMAGE = {
+    "list": Entry("image:list_images", "List images."),
+    "show": Entry("image:show", "Show all about one image."),
+    "reset": Entry("image:reset", "Let VMs be launched from an image again."),
+    "mark-error": Entry("image:mark_error", "Have no VM launched from an image."),
+}
+
 VM = {
     "list": Entry("vm:list_vms", "List VMs."),
     "show": Entry("vm:show", "Show all about one VM."),
+    "count": Entry("vm:count_vms", "Count VMs by any of their fields."),
+    "history": Entry("vm:vm_history", "Show what became of one VM."),
     "drain": Entry("vm:drain", "Give VMs no new jobs; they end after their present ones."),
     "terminate": Entry("vm:terminate", "Terminate VMs."),
 }
@@ -91,6 +101,7 @@ array = LazyGroup(
 )
 pool = LazyGroup("pool", {"Commands": POOL}, help="Create, change and close pools of VMs.")
 vm = LazyGroup("vm", {"Commands": VM}, help="Look at VMs, drain or terminate them.")
+image = LazyGroup("image", {"Commands": IMAGE}, help="Look at images; trust or distrust them.")
 db = LazyGroup("db", {"Commands": DB}, help="Migrate or check the database's schema.")
 
 

@@ -99,7 +99,7 @@ def show(job_id: int, as_json: bool) -> None:
     """Show a job's spec, how it stands, its attempts, what it left, and its transitions."""
     with connect.open_client() as client:
         record = job_record(client.job(job_id))
-        history = client.history(job_id)
+        history = client.job_history(job_id)
     if as_json:
         names = ("spec", "attempts", "outputs", "events", "dependencies")
         parts = {name: history[name] for name in names}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from remuda.cli import connect
@@ -17,7 +19,8 @@ from remuda.cli.output import (
     print_rows,
 )
 from remuda.cli.records import find_vms, vm_record
-from remuda.cli.types import VM_STATES, json_option
+from remuda.cli.selecting import filters_of, vm_filters
+from remuda.cli.types import json_option
 
 _COLUMNS = [
     Column("ID", "id", right=True),
@@ -32,25 +35,86 @@ _COLUMNS = [
     Column("CREATED", "created_at"),
     Column("ERROR", "error"),
 ]
+_EVENTS = [
+    Column("AT", "at"),
+    Column("STATE", "to_state"),
+    Column("DETAIL", lambda row: (row["detail"] or {}).get("error")),
+]
+_BEATS = [
+    Column("HEARD", "at"),
+    Column("STATE", "state"),
+    Column("LOAD", lambda row: _load(row["load"]), right=True),
+    Column("RUNNING", "running_jobs", right=True),
+    Column("QUEUED", "queued_jobs", right=True),
+    Column("FREE MEMORY", lambda row: format_size(row["memory_free_bytes"]), right=True),
+    Column("FREE DISK", lambda row: format_size(row["disk_free_bytes"]), right=True),
+    Column("FILES", "transferred_files", right=True),
+    Column("MOVED", lambda row: format_size(row["transferred_bytes"]), right=True),
+    Column("UP", lambda row: format_duration(row["uptime_s"]), right=True),
+]
 
 
 @click.command("list", cls=Command, short_help="List VMs.")
-@click.option("--pool", metavar="POOL", help="Only those of this pool.")
-@click.option(
-    "--state",
-    "states",
-    type=click.Choice(VM_STATES, case_sensitive=False),
-    multiple=True,
-    help="Only those in this state. Repeatable.",
-)
+@vm_filters
 @click.option("--all", "gone", is_flag=True, help="Those that are gone (HALTED) too.")
+@click.option("--sort", metavar="FIELD,...", help="Order by fields; -FIELD: descending.")
+@click.option("--limit", type=click.IntRange(0, 2**31), help="At most so many.")
+@click.option("--start", type=click.IntRange(0, 2**31), default=0, help="Leave out the first.")
 @json_option
-def list_vms(pool: str | None, states: tuple[str, ...], gone: bool, as_json: bool) -> None:
-    """List VMs; SEEN is how long ago each gave a sign of life."""
+def list_vms(
+    gone: bool,
+    sort: str | None,
+    limit: int | None,
+    start: int,
+    as_json: bool,
+    **filters: Any,
+) -> None:
+    """List VMs; SEEN is how long ago each gave a sign of life.
+
+    \b
+        remuda vm list --state RUNNING --pool a --older 10m --sort -created_at --limit 50
+        remuda vm list --where load=2.. --where 'image=debian*'
+    """
+    chosen = filters_of(**filters)
     with connect.open_client() as client:
-        vms = client.vms(pool=pool, state=list(states) or None, all=gone)
+        vms = client.vms(all=gone, sort=sort, limit=limit, start=start, **chosen)
         records = [vm_record(vm) for vm in vms]
     print_rows(_COLUMNS, records, as_json=as_json)
+
+
+@click.command("count", cls=Command, short_help="Count VMs by any of their fields.")
+@vm_filters
+@click.option("--by", default="state", show_default=True, metavar="FIELD,...", help="Groups.")
+@json_option
+def count_vms(by: str, as_json: bool, **filters: Any) -> None:
+    """Count VMs, those that are gone too, by the values of one or more fields.
+
+    \b
+        remuda vm count --by pool,state
+    """
+    chosen = filters_of(**filters)
+    with connect.open_client() as client:
+        found = client.count("vms", by=by, **chosen)
+    names = [*(name.strip() for name in by.split(",")), "count"]
+    columns = [Column(name.upper(), name, right=name == "count") for name in names]
+    print_rows(columns, found, as_json=as_json)
+
+
+@click.command("history", cls=Command, short_help="Show what became of one VM.")
+@click.argument("vm", metavar="ID|NAME")
+@click.option("--beats", type=click.IntRange(0, 10**7), default=20, show_default=True)
+@json_option
+def vm_history(vm: str, beats: int, as_json: bool) -> None:
+    """Show a VM's states since it was asked for, and its last heartbeats."""
+    with connect.open_client() as client:
+        found = client.vm_history(find_vms(client, [vm])[0].id, newest=beats)
+    if as_json:
+        print_json([found])
+        return
+    print_rows(_EVENTS, found["events"], as_json=False)
+    if found["heartbeats"]:
+        click.echo()
+        print_rows(_BEATS, found["heartbeats"], as_json=False)
 
 
 @click.command("show", cls=Command, short_help="Show all about one VM.")
@@ -82,7 +146,12 @@ def show(vm: str, as_json: bool) -> None:
             ("jobs", record["jobs"]),
             ("memory", format_size(record["memory_bytes"])),
             ("architecture", record["architecture"]),
+            ("image", record["image"]),
+            ("cores", record["cores"]),
             ("load", _load(record["load"])),
+            ("up for", format_duration(record["uptime_s"])),
+            ("files moved", record["transferred_files"] or None),
+            ("bytes moved", format_size(record["transferred_bytes"] or None)),
             ("seen", record["heartbeat_at"]),
             ("created", record["created_at"]),
             ("running since", record["running_at"]),

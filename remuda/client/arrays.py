@@ -12,6 +12,7 @@ from remuda.client import completion
 from remuda.client.jobs import Job
 from remuda.models import arrays, query
 from remuda.models.cancel import cancel_matching
+from remuda.models.selecting import states_of
 from remuda.models.states import JobState
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Array:
     ) -> int:
         """Have its jobs ended, or those of `indices` (a range, too); return how many had not."""
         wanted = None if indices is None else [_index(index) for index in indices]
-        some = query.states_of(JobState, states)
+        some = states_of(JobState, states)
         return len(
             self._context.commit(
                 lambda c: cancel_matching(c, array_id=self.id, indices=wanted, states=some)

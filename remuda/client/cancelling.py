@@ -11,7 +11,7 @@ from remuda.client.jobs import Job
 from remuda.errors import BadInput, UnknownArray
 from remuda.models import arrays
 from remuda.models.cancel import cancel_matching, count_matching, request_cancel
-from remuda.models.query import states_of
+from remuda.models.selecting import states_of
 from remuda.models.states import JobState
 
 if TYPE_CHECKING:

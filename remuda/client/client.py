@@ -317,7 +317,7 @@ class Client(Machines):
             pool["here"] = fitting.architecture_here(self._context, pool["pool"])
         return explaining.explain_job(facts)
 
-    def history(self, job: Job | int) -> dict[str, Any]:
+    def job_history(self, job: Job | int) -> dict[str, Any]:
         """Return all that is known of a job: job, spec, attempts, outputs, events."""
         job_id = job.id if isinstance(job, Job) else job
         return self._context.read(lambda c: query.job_history(c, job_id))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from remuda.checks import seconds, whole
 from remuda.client import leases
-from remuda.client.context import Context
-from remuda.client.pools import Pool, pool_row
+from remuda.client.looking import Looking
+from remuda.client.pools import Pool
 from remuda.client.vms import VmInfo, vm_info
 from remuda.errors import BadInput, Refused
 from remuda.models import query, requests
@@ -17,22 +17,42 @@ from remuda.models.states import OPEN_POOL, PoolState
 _MAX_TTL_S = 7 * 86_400
 
 
-class Machines:
+class Machines(Looking):
     """The VMs' part of `remuda.client.Client`."""
-
-    _context: Context
 
     def vms(
         self,
         *,
-        pool: Pool | str | None = None,
+        pool: Pool | str | Sequence[Pool | str] | None = None,
         state: str | Sequence[str] | None = None,
         all: bool = False,
+        older_s: float | None = None,
+        newer_s: float | None = None,
+        sort: str | Sequence[str] | None = None,
+        start: int = 0,
+        limit: int | None = None,
+        **filters: Any,
     ) -> list[VmInfo]:
-        """Return the VMs that meet every filter; gone ones (HALTED) only if `all` or asked for."""
-        pool_id = self._pool_id(pool)
+        """Return the VMs that meet every filter; gone ones (HALTED) only if `all` or asked for.
+
+        `filters`: by field, such as `name="sim-*"`, `load=(0.5, None)`, `image=["a", "b"]`; see
+        docs/queries.md. `older_s`, `newer_s`: made at least, less than so long ago. `sort`: fields,
+        `-` for descending; `start`, `limit`: a page of them. Raises BadInput, UnknownPool.
+        """
+        pool_id = self._pool_ids(pool)
         found = self._context.read(
-            lambda c: query.vms(c, pool_id=pool_id, states=state, halted=all)
+            lambda c: query.vms(
+                c,
+                pool_id=pool_id,
+                states=state,
+                halted=all,
+                filters=filters,
+                older_s=older_s,
+                newer_s=newer_s,
+                sort=sort,
+                start=start,
+                limit=limit,
+            )
         )
         return [vm_info(row) for row in found]
 
@@ -90,11 +110,3 @@ class Machines:
             if timeout is None
             else seconds("timeout", timeout, most=_MAX_TTL_S, zero=True),
         )
-
-    def _pool_row(self, pool: Pool | str) -> Mapping[str, Any]:
-        return pool_row(self._context, pool)
-
-    def _pool_id(self, pool: Pool | str | None) -> int | None:
-        if pool is None or isinstance(pool, Pool):
-            return pool.id if pool is not None else None
-        return int(self._pool_row(pool)["id"])

@@ -13,6 +13,7 @@ class VmInfo:
     """One VM as it was when asked.
 
     `busy_slots`: of running jobs, `leased_slots`: of leases; `jobs`: all that it has not done with.
+    `transferred_*`: files put into and found in sandboxes since its runner began, and all bytes.
     """
 
     id: int
@@ -39,6 +40,11 @@ class VmInfo:
     created_at: datetime
     running_at: datetime | None
     halted_at: datetime | None
+    image: str = ""
+    cores: int | None = None
+    uptime_s: float | None = None
+    transferred_files: int = 0
+    transferred_bytes: int = 0
 
 
 def vm_info(row: Mapping[str, Any]) -> VmInfo:

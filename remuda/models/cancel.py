@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
-from remuda.models.query import like
+from remuda.models.selecting import like
 
 # The locks come first, and what they wait for is seen: a job that ends meanwhile is left alone.
 _CANCEL = """

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from remuda.models import query
 from remuda.models.database import rows
+from remuda.models.selecting import like
 
 _RECENT = 4000  # transitions looked through for the last ends: bounded, however many jobs there are
 
@@ -54,7 +55,7 @@ def jobs_at_a_glance(
     Up to `limit` of each, of one pool or VM if given, with `part` in their names. Of the ended only
     those of the last few thousand transitions are found.
     """
-    named = query.like(f"*{part}*") if part else None
+    named = like(f"*{part}*") if part else None
     ids: dict[int, None] = {}  # a set that keeps the order
     for statement in (_ON_MACHINES, _WAITING, _ENDED):
         found = rows(connection, statement, pool=pool_id, vm=vm_id, part=named, most=limit)

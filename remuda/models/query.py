@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection
@@ -13,7 +12,8 @@ from sqlalchemy import Connection
 from remuda.errors import BadInput, InstanceNotFound, UnknownJob, UnknownPool
 from remuda.models.database import rows
 from remuda.models.dependencies import of_job
-from remuda.models.states import JobState, VmState
+from remuda.models.selecting import Kind, Selection, fields, like, states_of
+from remuda.models.states import ImageState, JobState, VmState
 
 _JOB = """
     SELECT j.*, p.name AS pool, o.name AS owner, a.id AS attempt_id, a.vm_id, v.name AS vm,
@@ -25,7 +25,7 @@ _JOB = """
 """
 
 _VM = """
-    SELECT v.*, p.name AS pool, p.provider,
+    SELECT v.*, p.name AS pool, p.provider, i.name AS image,
            extract(epoch FROM now() - v.heartbeat_at)::float8 AS heartbeat_age_s,
            (SELECT coalesce(sum(cores), 0) FROM attempts a
             WHERE a.vm_id = v.id AND a.state = 'STARTED')::int AS busy_slots,
@@ -35,7 +35,14 @@ _VM = """
             WHERE a.vm_id = v.id AND a.state IN ('PLACED', 'STARTED', 'EXITED'))::int AS jobs,
            (SELECT coalesce(sum(slots), 0) FROM leases l WHERE l.vm_id = v.id
               AND NOT l.for_jobs AND l.released_at IS NULL)::int AS leased_slots
-    FROM vms v JOIN pools p ON p.id = v.pool_id
+    FROM vms v JOIN pools p ON p.id = v.pool_id JOIN images i ON i.id = v.image_id
+"""
+
+_IMAGE = """
+    SELECT i.*, (SELECT count(*) FROM vms v WHERE v.image_id = i.id)::int AS vms,
+           (SELECT count(*) FROM vms v
+            WHERE v.image_id = i.id AND v.state <> 'HALTED')::int AS live_vms
+    FROM images i
 """
 
 _POOL = """
@@ -52,17 +59,46 @@ _POOL = """
 """
 
 
-def states_of(kind: type[StrEnum], given: str | Iterable[str] | None) -> list[str] | None:
-    """Return the states as a list (None: all); raises BadInput, with those there are."""
-    if given is None:
-        return None
-    names = [given] if isinstance(given, str) else list(given)
-    unknown = [str(name)[:50] for name in names if name not in kind.__members__]
-    if unknown:
-        raise BadInput(
-            f"there is no state {', '.join(unknown)}", hint=f"states: {', '.join(kind.__members__)}"
-        )
-    return [str(name) for name in names]
+VMS = Kind(
+    "VMs",
+    _VM,
+    fields(
+        state=VmState,
+        text="""name pool provider provider_id image architecture private_ip public_ip error
+            bound_sandbox watcher""",
+        whole="""id pool_id image_id slots busy_slots leased_slots running_jobs jobs memory_bytes
+            gpus cores transferred_files transferred_bytes spawn_calls""",
+        real="load uptime_s heartbeat_age_s",
+        time="""created_at submitted_at running_at busy_at state_changed_at halted_at heartbeat_at""",
+        flag="draining replaced",
+    ),
+)
+IMAGES = Kind(
+    "images",
+    _IMAGE,
+    fields(
+        state=ImageState,
+        text="name provider message",
+        whole="id vms live_vms",
+        time="created_at validated_at state_changed_at",
+    ),
+)
+JOBS = Kind(
+    "jobs",
+    _JOB,
+    fields(
+        state=JobState,
+        text="name pool owner reason message vm sandbox architecture idempotency_key",
+        whole="""id pool_id array_id array_index epoch cores memory_bytes gpus priority exit_code
+            signal failures losses max_rss_bytes peak_memory_bytes io_read_bytes io_write_bytes
+            vm_id attempt_id""",
+        real="walltime_s wall_s user_s system_s max_queue_s",
+        time="submitted_at started_at ended_at cancel_requested_at not_before",
+        flag="held pin_cpus",
+    ),
+    born="submitted_at",
+)
+KINDS = {"vms": VMS, "images": IMAGES, "jobs": JOBS}
 
 
 def jobs(
@@ -212,22 +248,45 @@ def vms(
     connection: Connection,
     *,
     ids: Sequence[int] | None = None,
-    pool_id: int | None = None,
+    pool_id: int | Sequence[int] | None = None,
     states: str | Iterable[str] | None = None,
     halted: bool = False,
+    filters: Mapping[str, Any] | None = None,
+    older_s: float | None = None,
+    newer_s: float | None = None,
+    sort: str | Sequence[str] | None = None,
+    start: int = 0,
+    limit: int | None = None,
 ) -> Sequence[Mapping[str, Any]]:
-    """Return the VMs that meet every filter given; HALTED ones only if `halted` or asked for."""
+    """Return the VMs that meet every filter given; HALTED ones only if `halted` or asked for.
+
+    `filters`: by field of VMS, see `remuda.models.selecting`, as is the rest.
+    """
+    chosen = some_vms(ids=ids, pool_id=pool_id, states=states, halted=halted, filters=filters)
+    chosen.aged(older_s=older_s, newer_s=newer_s)
+    return chosen.get(connection, sort=sort, start=start, limit=limit)
+
+
+def some_vms(
+    *,
+    ids: Sequence[int] | None = None,
+    pool_id: int | Sequence[int] | None = None,
+    states: str | Iterable[str] | None = None,
+    halted: bool = False,
+    filters: Mapping[str, Any] | None = None,
+) -> Selection:
+    """Return the VMs that meet every filter given, to ask what one likes of them; see `vms`."""
+    given = dict(filters or {})
     wanted = states_of(VmState, states)
-    if wanted is None and ids is None and not halted:
+    if wanted is None and ids is None and not halted and "state" not in given:
         wanted = [str(state) for state in VmState if state is not VmState.HALTED]
-    where, values = _where(
-        {
-            "v.id = ANY(:ids)": list(ids) if ids is not None else None,
-            "v.pool_id = :pool": pool_id,
-            "v.state = ANY(:states)": wanted,
-        }
-    )
-    return rows(connection, f"{_VM} {where} ORDER BY v.id", **values)
+    if wanted is not None:
+        given["state"] = wanted
+    if ids is not None:
+        given["id"] = list(ids)
+    if pool_id is not None:
+        given["pool_id"] = pool_id
+    return Selection(VMS).where(given)
 
 
 def vm(connection: Connection, vm_id: int) -> Mapping[str, Any]:
@@ -238,6 +297,27 @@ def vm(connection: Connection, vm_id: int) -> Mapping[str, Any]:
     return found[0]
 
 
+def vm_history(connection: Connection, vm_id: int, *, newest: int = 1000) -> dict[str, Any]:
+    """Return all that is known of a VM: itself, image, events, its `newest` heartbeats, oldest first.
+
+    Raises InstanceNotFound.
+    """
+    found = dict(vm(connection, vm_id))
+    [image] = Selection(IMAGES).where({"id": found["image_id"]}).get(connection)
+    return {
+        "vm": found,
+        "image": dict(image),
+        "events": events(connection, "vm", vm_id),
+        "heartbeats": _dicts(
+            connection,
+            """SELECT * FROM (SELECT * FROM heartbeats WHERE vm_id = :id
+                              ORDER BY at DESC, id DESC LIMIT :newest) AS h ORDER BY at, id""",
+            id=vm_id,
+            newest=newest,
+        ),
+    }
+
+
 def _where(filters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the WHERE clause of the filters that are given, and their `:values`."""
     given = {clause: value for clause, value in filters.items() if value is not None}
@@ -245,12 +325,6 @@ def _where(filters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         re.sub(r"\W.*", "", clause.partition(":")[2]): value for clause, value in given.items()
     }
     return (f"WHERE {' AND '.join(given)}" if given else ""), values
-
-
-def like(name: str) -> str:
-    """Return the pattern of LIKE for a name in which `*` is any text."""
-    plain = name.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
-    return plain.replace("*", "%")
 
 
 def _dicts(connection: Connection, statement: str, **values: Any) -> list[dict[str, Any]]:

@@ -226,14 +226,14 @@ def test_a_job_tells_its_history(bench: Workbench) -> None:
         assert "runs on VM herd-1" in client.explain(job)[0]
         assert "1 were lost" in client.explain(job)[1]
         bench.end(job.id, stdout=b"x")
-        history = client.history(job)
+        history = client.job_history(job)
         assert [a["state"] for a in history["attempts"]] == ["LOST", "COLLECTED"]
         assert [o["name"] for o in history["outputs"]] == ["stdout"]
         assert history["spec"]["command"] == ["false"]
         assert history["events"][0]["to_state"] == "NEW"
         assert client.explain(job) == ["It has ended: it succeeded after 2 attempts."]
         with pytest.raises(UnknownJob):
-            client.history(99)
+            client.job_history(99)
         with pytest.raises(UnknownJob):
             client.explain(99)
 

@@ -227,7 +227,7 @@ def test_suspend_and_resume(system: System, client: Client, run: Callable[..., J
     assert job.state == "RUNNING"
     eventually("it goes on", lambda: len(job.peek("stdout")) > len(before))
     assert job.wait(20).reason == "WALLTIME"
-    moves = [(e["from_state"], e["to_state"]) for e in client.history(job)["events"]]
+    moves = [(e["from_state"], e["to_state"]) for e in client.job_history(job)["events"]]
     assert moves.count(("RUNNING", "STOPPED")) == moves.count(("STOPPED", "RUNNING")) == 1
 
     two = [run(tick), run(tick)]

@@ -211,7 +211,7 @@ def test_suspended_and_running_are_recorded_with_their_events(bench: Workbench) 
         bench.end(job.id)
         with bench.engine.begin() as connection:
             assert models.record_suspended(connection, vm, {attempt: True}) == []
-        path = [e["to_state"] for e in client.history(job)["events"] if e["kind"] == "job"]
+        path = [e["to_state"] for e in client.job_history(job)["events"] if e["kind"] == "job"]
         assert path[2:] == ["RUNNING", "STOPPED", "RUNNING", "TERMINATING", "TERMINATED"]
 
 

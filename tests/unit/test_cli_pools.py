@@ -126,10 +126,32 @@ class FakeClient:
         return {"NEW": 0, "RUNNING": 2}
 
     def vms(
-        self, *, pool: Any = None, state: Sequence[str] | None = None, all: bool = False
+        self, *, state: Sequence[str] | None = None, all: bool = False, **more: Any
     ) -> list[VmInfo]:
-        self.calls.append(("vms", (state, all)))
+        given = {name: value for name, value in more.items() if value}
+        self.calls.append(("vms", (state, all, given) if given else (state, all)))
         return [VM]
+
+    def count(self, kind: str, *, by: str, **filters: Any) -> list[dict[str, Any]]:
+        self.calls.append(("count", (kind, by, filters)))
+        return [{"pool": "sim", "state": "RUNNING", "count": 2}]
+
+    def vm_history(self, vm_id: int, *, newest: int) -> dict[str, Any]:
+        self.calls.append(("vm_history", (vm_id, newest)))
+        beat = {
+            "at": NOON,
+            "state": "RUNNING",
+            "load": 0.5,
+            "running_jobs": 1,
+            "queued_jobs": 2,
+            "memory_free_bytes": 1 << 30,
+            "disk_free_bytes": 1 << 40,
+            "transferred_files": 3,
+            "transferred_bytes": 4 << 20,
+            "uptime_s": 90.0,
+        }
+        event = {"at": NOON, "to_state": "ERROR", "detail": {"error": "gone"}}
+        return {"vm": {"id": vm_id}, "image": {}, "events": [event], "heartbeats": [beat]}
 
     def vm(self, vm_id: int) -> VmInfo:
         if vm_id != VM.id:
@@ -272,6 +294,59 @@ def test_vm_list(client: FakeClient) -> None:
         {"home": "/x"},
         "2025-01-31T12:00:00Z",
     )
+
+
+def test_vms_by_any_field(client: FakeClient) -> None:
+    words = "--pool a --pool b --older 10m --where load=0.5.. --where id=1,2 --where draining=no"
+    remuda(f"vm list {words} --where image=none --sort -created_at --limit 50 --start 5")
+    assert client.calls == [
+        (
+            "vms",
+            (
+                None,
+                False,
+                {
+                    "pool": ["a", "b"],
+                    "older_s": 600.0,
+                    "load": (0.5, None),
+                    "id": [1, 2],
+                    "sort": "-created_at",
+                    "limit": 50,
+                    "start": 5,
+                },
+            ),
+        )
+    ]
+    assert remuda("vm count --by pool,state --newer 1h").stdout.split() == [
+        "POOL", "STATE", "COUNT", "sim", "RUNNING", "2",
+    ]  # fmt: skip
+    assert client.calls[-1] == ("count", ("vms", "pool,state", {"newer_s": 3600.0}))
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("load", "is not FIELD=VALUE"),
+        ("nothing=1", "have no field 'nothing'"),
+        ("id=x", "id: 'x' is no whole number"),
+        ("load=a..b", "load: 'a' is no number"),
+        ("created_at=noon", "created_at: 'noon' is no time"),
+        ("draining=perhaps", "neither true nor false"),
+    ],
+)
+def test_filters_that_are_none(client: FakeClient, where: str, told: str) -> None:
+    result = remuda(f"vm list --where {where}")
+    assert (result.exit_code, client.calls) == (2, [])
+    assert told in result.stderr
+    assert remuda("vm list --where id=1 --where id=2").exit_code == 2
+
+
+def test_vm_history(client: FakeClient) -> None:
+    lines = remuda("vm history 3 --beats 5").stdout.splitlines()
+    assert client.calls == [("vm_history", (3, 5))]
+    assert lines[1].split() == ["2025-01-31", "12:00:00Z", "ERROR", "gone"]
+    assert lines[4].split()[2:] == ["RUNNING", "0.50", "1", "2", "1G", "1T", "3", "4M", "1m30s"]
+    assert json.loads(remuda("vm history sim-3 --json").stdout)[0]["vm"] == {"id": 3}
 
 
 def test_a_draining_vm_shows_it(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
