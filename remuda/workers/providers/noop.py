@@ -45,8 +45,9 @@ class NoopProvider(Provider):
 
     def spawn(self, spec: VmSpec, token: str) -> str:
         """Make a VM, at once or, with `boot_s`, soon."""
+        act = self.faults.strike("spawn")
         with world().loop.lock:
-            self.faults.strike("spawn")
+            self.faults.refuse(spec.offer)
             settings = {**self._settings, **spec.settings}
             faults = of_settings(Faults, settings.get("faults", {}), what="faults")
             machine = world().add(
@@ -61,25 +62,37 @@ class NoopProvider(Provider):
             )
             if self.faults.lose_spawns > 0:
                 self.faults.lose_spawns -= 1
-                raise TransientProviderError(f"no answer came to the spawn of {spec.name}")
+                act = "lost"
+        _lose(act, f"the spawn of {spec.name}")
         return machine.vm_id
 
     def describe(self, ids: Iterable[str]) -> dict[str, VmDescription]:
         """Return those there are."""
         wanted = set(ids)
-        self.faults.strike("describe")
-        found = [_described(m) for m in world().all() if m.vm_id in wanted]
-        return {vm.provider_id: vm for vm in found}
+        act = self.faults.strike("describe")
+        _lose(act, "describe")
+        found = [self._described(m) for m in world().all() if m.vm_id in wanted]
+        return {vm.provider_id: vm for vm in _part(act, found)}
 
     def list(self, tag: str) -> builtins.list[VmDescription]:
         """Return those of a pool, or all."""
-        self.faults.strike("list")
-        return [_described(m) for m in world().all() if tag in ("", m.pool)]
+        act = self.faults.strike("list")
+        _lose(act, "list")
+        return _part(act, [self._described(m) for m in world().all() if tag in ("", m.pool)])
 
     def terminate(self, provider_id: str) -> None:
         """Have it be gone."""
-        self.faults.strike("terminate")
+        act = self.faults.strike("terminate")
         world().vanish(provider_id)
+        _lose(act, f"the termination of {provider_id}")
+
+    def livecheck(self, provider_id: str, description: VmDescription) -> None:
+        """Find nothing wrong, unless told so."""
+        _lose(self.faults.strike("livecheck"), "livecheck")
+
+    def release(self, provider_id: str) -> None:
+        """Do nothing, unless told so."""
+        _lose(self.faults.strike("release"), "release")
 
     def validate(self, settings: Mapping[str, Any]) -> None:
         """Accept the faults, rightly written."""
@@ -90,12 +103,23 @@ class NoopProvider(Provider):
         of_settings(Faults, settings.get("faults", {}), what="faults")
         of_settings(ProviderFaults, settings.get("provider_faults", {}), what="provider_faults")
 
+    def _described(self, machine: Machine) -> VmDescription:
+        address = {"noop": machine.vm_id}
+        if self.faults.address:
+            address["address"] = self.faults.address
+        return VmDescription(
+            machine.vm_id,
+            "pending" if machine.boots_at > now() else "running",
+            address=address,
+            private_ip=self.faults.ip or "127.0.0.1",
+            token=machine.token,
+        )
 
-def _described(machine: Machine) -> VmDescription:
-    return VmDescription(
-        machine.vm_id,
-        "pending" if machine.boots_at > now() else "running",
-        address={"noop": machine.vm_id},
-        private_ip="127.0.0.1",
-        token=machine.token,
-    )
+
+def _lose(act: str, what: str) -> None:
+    if act == "lost":
+        raise TransientProviderError(f"no answer came to {what}")
+
+
+def _part(act: str, found: builtins.list[VmDescription]) -> builtins.list[VmDescription]:
+    return found[1::2] if act == "half" else found

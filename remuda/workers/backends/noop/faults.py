@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Mapping, MutableSequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from remuda import errors
 from remuda.checks import shown
-from remuda.errors import BadInput, ProviderError
+from remuda.errors import (
+    BadInput,
+    CapacityError,
+    ProviderError,
+    QuotaExceeded,
+    TransientProviderError,
+    VmUnreachable,
+)
 
 __all__ = ["Faults", "ProviderFaults", "of_settings"]
 
 _Kind = TypeVar("_Kind", "Faults", "ProviderFaults")
-CALLS = ("spawn", "describe", "list", "terminate")
+CALLS = ("spawn", "describe", "list", "terminate", "livecheck", "release")
+ACTS = ("hang", "half", "lost")
 
 
 @dataclass
@@ -65,17 +74,30 @@ class Faults:
 class ProviderFaults:
     """What goes wrong between a controller and the provider.
 
-    `spawn`, `describe`, `list`, `terminate`: names of ProviderErrors, one raised by each call in
-    turn ("" lets one pass). `lose_spawns`: so many VMs are made while the caller meets a
-    TransientProviderError. `boot_s`: how long a VM is pending.
+    `spawn`, `describe`, `list`, `terminate`, `livecheck`, `release`: what becomes of each call in
+    turn. The name of a ProviderError (or of VmUnreachable): it is raised. "": the call passes.
+    "hang": it does not come back before `let_go` is called. "lost": it is done, and its answer does
+    not come. "half": of describe and list, every second VM is left out, and nothing says so.
+
+    `lose_spawns`: so many VMs are made while the caller meets a TransientProviderError. `down`: every
+    call meets one. `no_capacity`, `no_quota`: offers of which no VM can be had. `boot_s`: how long a
+    VM is pending. `address`, `ip`: what every VM is said to have, instead of its own.
     """
 
     spawn: MutableSequence[str] = field(default_factory=list)
     describe: MutableSequence[str] = field(default_factory=list)
     terminate: MutableSequence[str] = field(default_factory=list)
+    livecheck: MutableSequence[str] = field(default_factory=list)
+    release: MutableSequence[str] = field(default_factory=list)
+    no_capacity: MutableSequence[str] = field(default_factory=list)
+    no_quota: MutableSequence[str] = field(default_factory=list)
     list: MutableSequence[str] = field(default_factory=list)  # last: its name hides the type
     lose_spawns: int = 0
+    down: bool = False
     boot_s: float = 0.0
+    address: str = ""
+    ip: str = ""
+    _free: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what names no ProviderError; own the lists."""
@@ -84,16 +106,40 @@ class ProviderFaults:
             setattr(self, call, names)
             for name in filter(None, names):
                 kind = getattr(errors, name, None)
-                if not (isinstance(kind, type) and issubclass(kind, ProviderError)):
-                    raise BadInput(f"{shown(name)} is no ProviderError")
+                known = isinstance(kind, type) and issubclass(kind, (ProviderError, VmUnreachable))
+                if not known and name not in ACTS:
+                    raise BadInput(f"{shown(name)} is no ProviderError", hint=f"or {ACTS}")
+        self.no_capacity, self.no_quota = [*self.no_capacity], [*self.no_quota]
 
-    def strike(self, call: str) -> None:
-        """Raise the error that is due for this call, if one is."""
+    def strike(self, call: str) -> str:
+        """Do what is due for this call: raise, or hang; return "half", "lost" or "".
+
+        Calls of several threads take what is due in the order they come.
+        """
         due = getattr(self, call)
-        name = due.pop(0) if due else ""
-        if name:
-            error: ProviderError = getattr(errors, name)(f"{call} failed, as the noop was told to")
+        try:
+            name = due.pop(0)
+        except IndexError:
+            name = ""
+        if self.down:
+            raise TransientProviderError(f"the noop is down: it does not {call}")
+        if name == "hang":
+            self._free.wait()
+        elif name and name not in ACTS:
+            error: Exception = getattr(errors, name)(f"{call} failed, as the noop was told to")
             raise error
+        return name if name in ACTS else ""
+
+    def refuse(self, offer: str) -> None:
+        """Raise if no VM of this offer is to be had."""
+        if offer in self.no_capacity:
+            raise CapacityError(f"there is no capacity for {offer or 'this'}")
+        if offer in self.no_quota:
+            raise QuotaExceeded(f"the quota of {offer or 'this'} is used up")
+
+    def let_go(self) -> None:
+        """Let the calls that hang go on, and those that would hang from now on."""
+        self._free.set()
 
 
 def of_settings(kind: type[_Kind], values: Any, *, what: str) -> _Kind:
