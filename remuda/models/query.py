@@ -14,6 +14,7 @@ from remuda.models.database import rows
 from remuda.models.dependencies import of_job
 from remuda.models.selecting import Kind, Selection, fields, like, states_of
 from remuda.models.states import ImageState, JobState, VmState
+from remuda.models.vms import Vm
 
 _JOB = """
     SELECT j.*, p.name AS pool, o.name AS owner, a.id AS attempt_id, a.vm_id, v.name AS vm,
@@ -24,8 +25,10 @@ _JOB = """
     LEFT JOIN vms v ON v.id = a.vm_id
 """
 
-_VM = """
-    SELECT v.*, p.name AS pool, p.provider, i.name AS image,
+_VM_COLUMNS = ", ".join(f"v.{c.name}" for c in Vm.__table__.columns if c.name != "provider")
+_VM = f"""
+    SELECT {_VM_COLUMNS}, p.name AS pool, coalesce(v.provider, p.provider) AS provider,
+           i.name AS image,
            extract(epoch FROM now() - v.heartbeat_at)::float8 AS heartbeat_age_s,
            (SELECT coalesce(sum(cores), 0) FROM attempts a
             WHERE a.vm_id = v.id AND a.state = 'STARTED')::int AS busy_slots,
@@ -64,11 +67,11 @@ VMS = Kind(
     _VM,
     fields(
         state=VmState,
-        text="""name pool provider provider_id image architecture private_ip public_ip error
+        text="""name pool provider offer provider_id image architecture private_ip public_ip error
             bound_sandbox watcher""",
         whole="""id pool_id image_id slots busy_slots leased_slots running_jobs jobs memory_bytes
             gpus cores transferred_files transferred_bytes spawn_calls""",
-        real="load uptime_s heartbeat_age_s",
+        real="load uptime_s heartbeat_age_s price",
         time="""created_at submitted_at running_at busy_at state_changed_at halted_at heartbeat_at""",
         flag="draining replaced",
     ),
