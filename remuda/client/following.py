@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from remuda.client.cuts import marker, place_of
 from remuda.errors import DatabaseUnavailable, UnknownJob
 from remuda.models import outputs, requests
 from remuda.models.database import DONE_CHANNEL, OUTPUT_CHANNEL, Listener
@@ -78,13 +79,15 @@ class _Told:
             if kept["kind"] != "stream" or stream not in self._offsets:
                 continue
             for data in self._pieces(attempt_id, kept):
-                self._offsets[stream] += len(data)
                 yield stream, data
         self._complete = True
 
     def _after(self, chunk: Mapping[str, Any]) -> tuple[str, bytes] | None:
         stream, at, data = chunk["stream"], chunk["at_byte"], bytes(chunk["data"])
-        told = self._offsets[stream]
+        told, cut_from = self._offsets[stream], chunk["cut_from"]
+        if cut_from is not None and cut_from <= told < at:
+            self._offsets[stream] = at + len(data)
+            return stream, marker(at - told) + data
         if not at <= told < at + len(data):
             return None
         self._offsets[stream] = at + len(data)
@@ -100,8 +103,11 @@ class _Told:
             if data[told:]:
                 yield data[told:]
             return
+        at, place, _ = place_of(kept, told)
+        if at > told:
+            yield marker(at - told)
         with self._context.storage.open(kept["url"]) as file:
-            file.seek(told)
+            file.seek(place)
             while piece := file.read(_PIECE):
                 yield piece
 

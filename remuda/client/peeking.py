@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from remuda.client.calls import Line
+from remuda.client.cuts import marker, place_of
 from remuda.errors import OutputNotAvailable, Refused, UnknownJob
 from remuda.models import calls, outputs
 
@@ -73,33 +74,47 @@ class Glass:
         """Return the last attempt, or a row without one."""
         return self.attempts()[-1]
 
-    def piece(self, attempt: Mapping[str, Any], name: str, offset: int, size: int) -> Piece:
+    def piece(
+        self,
+        attempt: Mapping[str, Any],
+        name: str,
+        offset: int,
+        size: int,
+        *,
+        written: bool = False,
+    ) -> Piece:
         """Return a piece of an attempt's file; a negative offset counts from the end.
 
+        With `written`, offsets of a stream count all that was written even if not all is kept: the
+        piece begins later where something was cut out. Otherwise, once it has ended, what is kept.
         Raises OutputNotAvailable when there is no such file, or no more; VmUnreachable.
         """
         if attempt["state"] in (None, "PLACED"):
             raise self._nothing(attempt, name)
         if attempt["state"] != "STARTED":
-            kept = self._kept(attempt, name, offset, size)
+            kept = self._kept(attempt, name, offset, size, written=written)
             if kept is not None:
                 return kept
             if attempt["state"] != "EXITED":
                 raise self._nothing(attempt, name)
         try:
-            found = self.line.ask("peek", self._job_id, name=name, offset=offset, size=size)
+            asked: dict[str, Any] = {"name": name, "offset": offset, "size": size}
+            asked["written"] = written
+            found = self.line.ask("peek", self._job_id, **asked)
         except (OutputNotAvailable, Refused):
             now = next(each for each in self.attempts() if each["id"] == attempt["id"])
             if now["state"] == attempt["state"] == "EXITED" and name in _STREAMS:
                 return Piece(b"", 0, 0)  # what an ended one wrote is here already, or there
             if now["state"] == attempt["state"]:
                 raise
-            return self.piece(now, name, offset, size)
+            return self.piece(now, name, offset, size, written=written)
         if found["attempt_id"] != attempt["id"]:
             raise OutputNotAvailable(f"job {self._job_id} was started anew meanwhile")
         return Piece(base64.b64decode(found["data"]), int(found["at"]), int(found["size"]))
 
-    def _kept(self, attempt: Mapping[str, Any], name: str, offset: int, size: int) -> Piece | None:
+    def _kept(
+        self, attempt: Mapping[str, Any], name: str, offset: int, size: int, *, written: bool
+    ) -> Piece | None:
         """Return a piece of what is kept of an attempt; None if that is not."""
         kind = "stream" if name in _STREAMS else "file"
         plain = name.removeprefix("./")
@@ -109,6 +124,11 @@ class Glass:
             ended = attempt["state"] not in ("PLACED", *_ON_VM)
             return Piece(b"", 0, 0) if kind == "stream" and ended else None
         at = max(0, row["size"] + offset) if offset < 0 else offset
+        if written and row["cut_from"] is not None:
+            at, place, there = place_of(row, offset)
+            wanted = min(size, there)
+            data = self._context.storage.read(row["url"], offset=place, size=wanted)
+            return Piece(data, at, row["written_bytes"])
         if row["url"] is not None:
             data = self._context.storage.read(row["url"], offset=at, size=size)
             return Piece(data, at, row["size"])
@@ -189,9 +209,10 @@ def _next(glass: Glass, stream: str, old: tuple[int, int]) -> tuple[bytes, tuple
         return b"", old, False
     attempt = attempts[0]
     at = old[1] if attempt["epoch"] == old[0] else 0
-    piece = glass.piece(attempt, stream, at, PIECE)
+    piece = glass.piece(attempt, stream, at, PIECE, written=True)
     if piece.data:
-        return piece.data, (attempt["epoch"], piece.end), True
+        gone = marker(piece.at - at) if piece.at > at else b""
+        return gone + piece.data, (attempt["epoch"], piece.end), True
     if attempt["state"] not in _ON_VM and len(attempts) > 1:
         return b"", (attempts[1]["epoch"], 0), True
     return b"", old, False

@@ -68,7 +68,8 @@ class Attempt(Base):
     peak_memory_bytes: Mapped[BigInt | None]  # of all its processes together, where that is known
     io_read_bytes: Mapped[BigInt | None]
     io_write_bytes: Mapped[BigInt | None]
-    # While EXITED: what get_results still has to fetch, {"files": {name: size}, "streams": [name]}.
+    # While EXITED: what get_results still has to fetch, {"files": {name: size}, "streams": [name],
+    # "cut": {stream: [cut_from, cut_to, written_bytes]}}.
     pending: Mapped[Json | None]
 
 
@@ -79,6 +80,11 @@ class AttemptOutput(Base):
     __table_args__ = (
         CheckConstraint("kind IN ('stream', 'file')", name="kind"),
         CheckConstraint("(data IS NULL) <> (url IS NULL)", name="data_or_url"),
+        CheckConstraint(
+            "num_nulls(cut_from, cut_to, written_bytes) = 3"
+            " OR (0 <= cut_from AND cut_from <= cut_to AND cut_to <= written_bytes)",
+            name="cut",
+        ),
     )
 
     attempt_id: Mapped[BigInt] = mapped_column(
@@ -91,6 +97,10 @@ class AttemptOutput(Base):
     url: Mapped[str | None] = mapped_column(Text)
     executable: Mapped[bool] = mapped_column(server_default="false")
     sha256: Mapped[str | None] = mapped_column(Text)
+    # Of a stream past its limit: where the missing bytes began and ended, of how many in all.
+    cut_from: Mapped[BigInt | None]
+    cut_to: Mapped[BigInt | None]
+    written_bytes: Mapped[BigInt | None]
 
 
 class OutputChunk(Base):
@@ -104,6 +114,7 @@ class OutputChunk(Base):
     stream: Mapped[str] = mapped_column(Text, primary_key=True)
     at_byte: Mapped[BigInt] = mapped_column(primary_key=True)
     data: Mapped[bytes] = mapped_column(LargeBinary)
+    cut_from: Mapped[BigInt | None]  # where bytes begin that are missing before this
 
 
 class Event(Base):

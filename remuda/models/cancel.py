@@ -147,14 +147,18 @@ def followed(connection: Connection, vm_ids: Sequence[int]) -> list[dict[str, An
 
 
 def insert_chunks(connection: Connection, chunks: Sequence[dict[str, Any]]) -> None:
-    """Insert output chunks (attempt_id, stream, at_byte, data) and wake the followers."""
+    """Insert output chunks and wake the followers.
+
+    (attempt_id, stream, at_byte, data; cut_from: where a gap before `at_byte` begins, if one does.)
+    """
     connection.execute(
         text(
-            """INSERT INTO output_chunks (attempt_id, stream, at_byte, data)
-               SELECT :attempt_id, :stream, :at_byte, :data FROM attempts WHERE id = :attempt_id
+            """INSERT INTO output_chunks (attempt_id, stream, at_byte, data, cut_from)
+               SELECT :attempt_id, :stream, :at_byte, :data, CAST(:cut_from AS bigint)
+               FROM attempts WHERE id = :attempt_id
                ON CONFLICT DO NOTHING"""
         ),
-        list(chunks),
+        [{"cut_from": None, **chunk} for chunk in chunks],
     )
     for attempt_id in sorted({chunk["attempt_id"] for chunk in chunks}):
         connection.execute(

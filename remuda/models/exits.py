@@ -127,12 +127,13 @@ _ENDED = text("""
 """)
 
 _OUTPUTS = text("""
-    INSERT INTO attempt_outputs (attempt_id, kind, name, size, data, url, executable, sha256)
+    INSERT INTO attempt_outputs (attempt_id, kind, name, size, data, url, executable, sha256,
+                                 cut_from, cut_to, written_bytes)
     SELECT r.attempt_id, r.kind, r.name, r.size, decode(r.data, 'base64'), r.url,
-           coalesce(r.executable, false), r.sha256
+           coalesce(r.executable, false), r.sha256, r.cut_from, r.cut_to, r.written_bytes
     FROM jsonb_to_recordset(CAST(:rows AS jsonb))
       AS r(attempt_id bigint, kind text, name text, size bigint, data text, url text,
-           executable boolean, sha256 text)
+           executable boolean, sha256 text, cut_from bigint, cut_to bigint, written_bytes bigint)
     JOIN attempts a ON a.id = r.attempt_id
     ON CONFLICT DO NOTHING
 """)
@@ -316,7 +317,8 @@ def record_ends(
 def insert_outputs(connection: Connection, outputs: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows; repeats change nothing.
 
-    (attempt_id, kind, name, size, data in base64 or url; executable and sha256 where known.)
+    (attempt_id, kind, name, size, data in base64 or url; executable and sha256 where known; of a
+    shortened stream cut_from, cut_to and written_bytes.)
     """
     if outputs:
         connection.execute(_OUTPUTS, {"rows": json.dumps([dict(row) for row in outputs])})

@@ -47,10 +47,11 @@ def which_exist(connection: Connection, job_ids: Sequence[int]) -> set[int]:
 
 
 def stored(connection: Connection, attempt_id: int) -> Sequence[Mapping[str, Any]]:
-    """Return (kind, name, size, url) of what an attempt left."""
+    """Return (kind, name, size, url, cut_from, cut_to, written_bytes) of what an attempt left."""
     return rows(
         connection,
-        """SELECT kind, name, size, url FROM attempt_outputs WHERE attempt_id = :id
+        """SELECT kind, name, size, url, cut_from, cut_to, written_bytes
+           FROM attempt_outputs WHERE attempt_id = :id
            ORDER BY kind, name""",
         id=attempt_id,
     )
@@ -93,10 +94,10 @@ def attempts_from(
 def chunks_from(
     connection: Connection, attempt_id: int, *, offsets: Mapping[str, int], limit: int = 256
 ) -> Sequence[Mapping[str, Any]]:
-    """Return followed output (stream, at_byte, data) that reaches past the offsets, in order."""
+    """Return followed output (stream, at_byte, data, cut_from) past the offsets, in order."""
     return rows(
         connection,
-        """SELECT stream, at_byte, data FROM output_chunks
+        """SELECT stream, at_byte, data, cut_from FROM output_chunks
            WHERE attempt_id = :id AND at_byte + length(data) >
                  CASE stream WHEN 'stdout' THEN CAST(:stdout AS bigint) ELSE :stderr END
            ORDER BY stream DESC, at_byte LIMIT :limit""",

@@ -88,6 +88,7 @@ def _peek(channel: Channel, call: Call, works: list[Work]) -> dict[str, Any]:
         file=asked["name"],
         offset=asked["offset"],
         size=asked["size"],
+        written=bool(asked.get("written")),
         timeout_s=_REQUEST_S,
     )
     place = {"attempt_id": call["attempt_id"]}

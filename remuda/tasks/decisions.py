@@ -47,7 +47,7 @@ def _of_entry(known: Known | None, entry: Mapping[str, Any], now_s: float) -> Ou
     begun = ran or entry.get("started")
     if reason in (Reason.LOST, Reason.CANCELLED) and begun and pending and pending["streams"]:
         # What it wrote is kept as of any other; its files are not wanted any more.
-        kept = {"files": {}, "streams": pending["streams"]}
+        kept = {**pending, "files": {}, "executable": []}
         return replace(outcome, state="EXITED", job_state="TERMINATING", pending=kept)
     if reason in (Reason.LOST, Reason.CANCELLED):
         return settle(known, replace(outcome, state=reason))
@@ -61,8 +61,10 @@ def _pending(entry: Mapping[str, Any]) -> dict[str, Any] | None:
     streams = [name for name, key in (("stdout", "osp"), ("stderr", "esp")) if entry.get(key)]
     if not files and not streams:
         return None
-    programs = {"executable": list(entry["fx"])} if entry.get("fx") else {}
-    return {"files": files, "streams": streams, **programs}
+    more = {
+        name: entry[key] for name, key in (("executable", "fx"), ("cut", "cut")) if entry.get(key)
+    }
+    return {"files": files, "streams": streams, **more}
 
 
 def inline_outputs(entry: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -152,6 +152,7 @@ def record_output(runtime: Runtime, pushes: Sequence[Mapping[str, Any]]) -> None
             "stream": push["s"],
             "at_byte": push["at"],
             "data": base64.b64decode(push["d"]),
+            "cut_from": push.get("cut"),
         }
         for push in pushes
     ]

@@ -46,7 +46,12 @@ class Saver:
             mode = 0o755 if name in programs else None
             found = self._save(row, "file", name, f"./{name}", to=to, size=size, mode=mode)
             saved.append({**found, "executable": mode is not None})
-        saved += [self._save(row, "stream", name, name) for name in pending.get("streams", [])]
+        cuts = pending.get("cut", {})
+        for name in pending.get("streams", []):
+            cut = dict(
+                zip(("cut_from", "cut_to", "written_bytes"), cuts.get(name, ()), strict=False)
+            )
+            saved.append({**self._save(row, "stream", name, name), **cut})
         return saved
 
     def _save(

@@ -19,6 +19,7 @@ own for each test that destroys it.
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -262,9 +263,10 @@ class BackendContract(RequestContract):
 
     def test_a_dead_runner_is_revived(self, doomed: Place) -> None:
         site = Site(doomed)
-        channel, job = site.connect(), site.job(Act(sleep_s=1000))
+        channel, job = site.connect(), site.job(Act(stdout="not lost", sleep_s=1000))
         site.submit(channel, job)
-        seen = site.start(job)["n"]
+        seen, a = site.start(job)["n"], job.attempt_id
+        site.wait(lambda: site.backend.peek(channel, site.vm, a, "stdout")[2], "it wrote")
         doomed.kill_runner(channel)
         assert site.closed.wait(doomed.patience_s)
         with pytest.raises(VmUnreachable, match="does not answer"):
@@ -273,6 +275,7 @@ class BackendContract(RequestContract):
         site.backend.revive(site.vm)
         channel = site.connect(since=seen)
         assert site.exit(job)["why"] == "LOST"
+        assert base64.b64decode(site.exit(job)["o"]) == b"not lost"
         assert site.submit(channel, job) == {job.attempt_id: "exited"}
         channel.close()
 

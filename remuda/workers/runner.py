@@ -96,7 +96,7 @@ class Runner(Preparing):
         self.more = False
         while self.start_some() and not self.more:
             self.more = now() - began > TURN_S
-        self.ledger.commit()  # before anybody hears of it
+        self.commit()
         self.push()
 
     def next_deadline(self) -> float:
@@ -196,12 +196,14 @@ class Runner(Preparing):
         for a, (job, offsets) in list(connection.follows.items()):
             for i, (name, stream) in enumerate((("stdout", job.out), ("stderr", job.err))):
                 while stream and not connection.slow:
-                    offsets[i], data = stream.read(offsets[i], CHUNK)
+                    at, data = stream.read(offsets[i], CHUNK)
                     if not data:
                         break
-                    chunk = {"a": a, "s": name, "at": offsets[i], "d": b64(data)}
+                    chunk = {"a": a, "s": name, "at": at, "d": b64(data)}
+                    if at > offsets[i]:
+                        chunk["cut"] = offsets[i]  # what came from there on is gone
                     connection.send(dumps({"push": "output", **chunk}))
-                    offsets[i] += len(data)
+                    offsets[i] = at + len(data)
             if connection.slow:
                 self.fresh = True
             elif job.state == "exited":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,56 @@ def test_fresh_output_is_told_once_to_many_readers(run: Callable[..., Job]) -> N
     assert sum(map(len, got)) == len(job.stdout)
     assert sorted(b"".join(got)) == sorted(job.stdout)
     assert job.fresh_stdout() == b""
+
+
+def test_fresh_output_is_exact_past_the_limit(run: Callable[..., Job], tmp_path: Path) -> None:
+    """Nothing is told twice; of what was cut out before it was read it is said, once, how much."""
+    ends = (20_000, 400_000, 400_005, 900_000)
+    steps = [
+        f"while [ ! -e {tmp_path}/{n} ]; do sleep 0.01; done; seq {begin + 1} {end}"
+        for n, (begin, end) in enumerate(zip((0, *ends), ends, strict=False))
+    ]
+    job = run("; ".join(steps), output_limit_bytes=1 << 20)
+    whole = "".join(f"{i}\n" for i in range(1, ends[-1] + 1)).encode()
+    at, gaps = 0, []
+    for n, end in enumerate(ends):
+        goal = whole.index(b"\n%d\n" % end) + len(str(end)) + 2
+        (tmp_path / str(n)).touch()
+        if n == len(ends) - 1:
+            job.wait(30)
+        else:
+            eventually("it wrote", lambda: job.peek("stdout", -len(str(end)) - 1) == b"%d\n" % end)  # noqa: B023
+        told = job.fresh_stdout()
+        at, missing = account(whole, at, told)
+        gaps.append(missing)
+        assert at == goal
+    assert [len(missing) for missing in gaps] == [0, 1, 0, 1]
+    assert job.fresh_stdout() == b""
+    assert b"".join(data for _, data in job.follow()) == job.stdout
+
+
+def account(whole: bytes, at: int, told: bytes) -> tuple[int, list[int]]:
+    """Find what was told in what was written, from a byte on; return where it ends, and the gaps."""
+    gaps = []
+    pieces = re.split(rb"\n\[remuda: (\d+) bytes were cut out here\]\n", told)
+    for piece, gap in zip(pieces[::2], [*map(int, pieces[1::2]), 0], strict=True):
+        assert whole[at : at + len(piece)] == piece
+        at += len(piece) + gap
+        gaps += [gap] if gap else []
+    return at, gaps
+
+
+def test_followed_output_is_exact_past_the_limit(client: Client, pool: Pool) -> None:
+    """Who follows gets all, or is told how much he missed."""
+    spec = JobSpec(["sh", "-c", "seq 1 700000; sleep 0.3; seq 700001 900000"])
+    job = client.submit(replace(spec, output_limit_bytes=1 << 20), pool=pool)
+    whole = "".join(f"{i}\n" for i in range(1, 900_001)).encode()
+    told = b"".join(data for _, data in job.follow())
+    middle = b"\n[remuda: the middle of %d bytes was cut out here]\n" % len(whole)
+    if middle not in told:
+        assert account(whole, 0, told)[0] == len(whole)
+    else:  # it was not heard of before its end
+        assert told == job.stdout
 
 
 def test_signals(system: System, run: Callable[..., Job]) -> None:

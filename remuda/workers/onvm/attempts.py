@@ -21,6 +21,7 @@ from remuda.workers.onvm.ledger import Ledger, dumps
 from remuda.workers.onvm.limits import Limits
 from remuda.workers.onvm.processes import boot_id, launch, now
 from remuda.workers.onvm.sandbox import REMOVE, Boxes, copy_in
+from remuda.workers.onvm.tape import Tape, left_of
 
 HELD = 32 << 20  # while so many bytes of entries are not acknowledged, every output goes to a file
 
@@ -52,6 +53,7 @@ class Attempts:
         self.pids: dict[int, Job | None] = {}  # None: a helper of our own
         self.busy: set[int] = set()  # jobs that have an attempt holding slots
         self.moved_files = self.moved_bytes = 0  # into sandboxes and out of them
+        self.cuttings: list[str] = []  # to be deleted once the journal is written
         self.stopping = False
         self.home_fd = os.open(home, os.O_RDONLY | os.O_CLOEXEC)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -61,7 +63,7 @@ class Attempts:
         self.attend(self.wake, lambda _: os.read(self.wake, 1 << 16))
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith("REMUDA_")}
         self.boot = boot_id()
-        self.ledger = Ledger(home + "/journal")
+        self.ledger, self.tape = Ledger(home + "/journal"), Tape(home + "/tape")
         self.recover()
 
     def on_entry(self, text: str) -> None:
@@ -111,10 +113,11 @@ class Attempts:
             report = {"t": "exit", "a": a, "e": epoch, "st": None, "sig": None, "why": "LOST"}
             message = "the machine restarted" if rebooted else "the runner was killed"
             report.update(started=pid != 0, s=None, x=now(), msg=message)
-            self.entry(**report, **self.boxes.spilled(a))
+            self.entry(**report, **left_of(self.boxes.of(a), a, self.tape))
         done = [a for a, box in ledger.done.items() if box]
+        if not ledger.commit():
+            self.tape.begin()
         self.remove(self.boxes.keep([*adopted, *done]))
-        ledger.commit()
 
     def adopt(self) -> set[int]:
         """Return the open attempts that outlived the last runner; processes never do."""
@@ -209,6 +212,7 @@ class Attempts:
                 del self.handlers[stream.fd]
                 stream.close()
             if stream.total > before:
+                self.tape.fresh[stream] = (job.a, end == ".err")
                 self.on_output()
 
         self.attend(stream.fd, ready)
@@ -225,6 +229,8 @@ class Attempts:
             if stream:
                 self.handlers.pop(stream.fd, None)
                 stream.finish(SPILL if self.ledger.held < HELD else 0)
+                self.cuttings += stream.litter
+                self.tape.forget(stream)
         job.folder, doomed = self.boxes.close(job.a, job.folder)
         self.remove(doomed)
         report = job.report(why, message, **how)
@@ -233,6 +239,13 @@ class Attempts:
         self.moved_bytes += sum(files.values()) + report.get("os", 0) + report.get("es", 0)
         self.entry(**report)
         self.on_output()
+
+    def commit(self) -> None:
+        """Write down what must not be forgotten; before anybody hears of it."""
+        self.tape.commit()
+        if not self.ledger.commit() and self.cuttings:
+            cuttings, self.cuttings = self.cuttings, []
+            self.remove(self.boxes.doom(cuttings))
 
     def remove(self, paths: list[str]) -> None:
         """Have doomed folders and files deleted, in a process of its own."""

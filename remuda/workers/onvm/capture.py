@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+
+from remuda.workers.onvm.longfile import Cut, LongFile
 
 SPILL = 64 << 10  # bytes kept in memory
 
@@ -16,8 +17,11 @@ class Stream:
         self.fd, self.inner = os.pipe()  # inner: for the job; close it once the job has it
         os.set_blocking(self.fd, False)
         self.path, self.half, self.data = path, max(limit // 2, 2 * SPILL), bytearray()
-        self.file: Any = None
-        self.total, self.gap, self.error = 0, 0, ""  # gap: bytes missing after the first half
+        self.file: LongFile | None = None
+        self.total, self.error = 0, ""
+        self.taped = 0  # bytes of `data` that are recorded elsewhere, too
+        self.over = False
+        self.cut: Cut | None = None  # what is missing in the end
 
     def pull(self, spill: int = SPILL) -> bool:
         """Take in what has come, at most 1 MiB; False at the end."""
@@ -35,14 +39,21 @@ class Stream:
                     self._spill()
         return True
 
+    @property
+    def only_in_memory(self) -> bool:
+        """Whether what came is nowhere else: in no file, nor in the report of the job's end."""
+        return not (self.over or self.file or self.error)
+
+    @property
+    def litter(self) -> list[str]:
+        """The paths of files that are not needed once its end is recorded."""
+        return self.file.litter if self.file else []
+
     def read(self, offset: int, size: int) -> tuple[int, bytes]:
         """Return up to `size` bytes from an offset on, and the offset they really begin at."""
         if not self.file:
             return offset, bytes(self.data[offset : offset + size])
-        if offset >= self.half:
-            offset = max(offset, self.half + self.gap)
-            return offset, os.pread(self.file.fileno(), size, offset - self.gap)
-        return offset, os.pread(self.file.fileno(), min(size, self.half - offset), offset)
+        return self.file.read(offset, size)
 
     def finish(self, spill: int) -> None:
         """Take in what is left and close; all of it is then in `data`, or in the file at `path`."""
@@ -51,11 +62,12 @@ class Stream:
             before = self.total
             self.pull(spill)
         self.close()
+        self.over = True
         if len(self.data) > spill and not self.error:
             self._spill()
-        if self.file and not self.error and self.total > 2 * self.half:
+        if self.file and not self.error:
             try:
-                self._cut(b"\n[remuda: the middle of %d bytes was cut out here]\n" % self.total)
+                self.cut = self.file.finish()
             except OSError as error:
                 self.error = f"output lost: {error.strerror}"
 
@@ -74,25 +86,10 @@ class Stream:
     def _spill(self) -> None:
         try:
             if not self.file:
-                # closed when its last reader forgets it
-                self.file = open(self.path, "w+b", 0)  # noqa: SIM115
+                self.file = LongFile(self.path, self.half)
             while self.data:
                 del self.data[: self.file.write(self.data)]
-            if self.file.tell() > 3 * self.half:
-                self._cut(b"")
         except OSError as error:
             self.error = f"output lost: {error.strerror}"
             if self.file:
                 self.data.clear()
-
-    def _cut(self, note: bytes) -> None:
-        """Leave the file's first half, the note, and as much of its end as the limit allows."""
-        fd, end = self.file.fileno(), self.file.tell()
-        at, start = self.half + len(note), end - self.half + len(note)
-        self.gap += start - at
-        os.pwrite(fd, note, self.half)
-        while start < end:
-            moved = os.pwrite(fd, os.pread(fd, 1 << 20, start), at)
-            start, at = start + moved, at + moved
-        self.file.truncate(at)
-        self.file.seek(at)

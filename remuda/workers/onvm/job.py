@@ -13,6 +13,7 @@ from remuda.workers.onvm.sandbox import inside
 from remuda.workers.onvm.usage import Usage, told
 
 NEVER = float("inf")
+STREAMS = {"o": "stdout", "er": "stderr"}  # by the key of their content in an entry
 LIMIT = 64 << 20  # bytes of stdout, and of stderr, that are kept
 
 
@@ -114,6 +115,8 @@ class Job:
                 report[size] = stream.total
                 if stream.file:
                     report[spilled] = box = True
+                    if stream.cut:
+                        report.setdefault("cut", {})[STREAMS[inline]] = stream.cut
                 elif stream.data:
                     report[inline] = base64.b64encode(stream.data).decode()
                 if stream.error:

@@ -32,7 +32,8 @@ class Ledger:
         self.boot = ""
         self.epochs: dict[int, list[int]] = {}  # job: [highest epoch seen, its attempt]
         self.open: dict[int, list[int]] = {}  # attempt: [job, epoch, pid; 0 queued, -1 intended]
-        self.done: dict[int, bool] = {}  # exited attempt: whether it left files
+        # exited attempt: whether it left files; or what was cut out of its output, by stream
+        self.done: dict[int, Any] = {}
         self.stale: set[int] = set()  # recalled and freed attempts
         self.entries: collections.deque[tuple[int, str]] = collections.deque()
         self.held = 0  # bytes of entries
@@ -140,7 +141,7 @@ class Ledger:
             if kind == "start" and a in self.open:
                 self.open[a][2] = line["pid"]
             elif kind == "exit" and self.open.pop(a, None):
-                self.done[a] = line.get("box", False)
+                self.done[a] = line.get("cut") or line.get("box", False)
             if line["n"] > self.acked:
                 self.entries.append((line["n"], text))
                 self.held += len(text)

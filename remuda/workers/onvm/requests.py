@@ -59,6 +59,18 @@ def list_files(folder: str) -> tuple[list[list[Any]], bool]:
     return found, False
 
 
+def _written(file: Any, cut: list[int], offset: int, size: int) -> dict[str, Any]:
+    """Return a piece of a shortened output by the offset it was written at."""
+    begin, end, total = cut
+    if offset < begin:
+        data = os.pread(file.fileno(), min(size, begin - offset), offset)
+    else:
+        offset = max(offset, end)
+        kept = os.fstat(file.fileno()).st_size
+        data = os.pread(file.fileno(), size, kept - total + offset) if offset < total else b""
+    return {"data": b64(data), "at": offset, "size": total}
+
+
 class AttemptRequests(Executor):
     """The requests about one attempt, each a method `do_*`."""
 
@@ -122,7 +134,9 @@ class AttemptRequests(Executor):
     def do_peek(self, _connection: Connection, ask: dict[str, Any]) -> dict[str, Any]:
         """{a, file, offset, size}: a piece of "stdout", "stderr" or a file of the sandbox.
 
-        A negative offset counts from the end. "./stdout" is the file of that name.
+        A negative offset counts from the end. "./stdout" is the file of that name. While the
+        attempt runs, offsets of streams count all it wrote; when it has ended, what is kept.
+        With {written: true} they count all it wrote then, too: `at` is past what was cut out.
         """
         a, name, offset = int(ask["a"]), str(ask["file"]), int(ask.get("offset") or 0)
         job, size = self.jobs.get(a), min(int(ask.get("size") or PEEK), PEEK)
@@ -144,6 +158,10 @@ class AttemptRequests(Executor):
         try:
             with open(path, "rb") as file:
                 total = os.fstat(file.fileno()).st_size
+                done = self.ledger.done.get(a)
+                cut = done.get(name) if isinstance(done, dict) and ask.get("written") else None
+                if cut:
+                    return _written(file, cut, offset, size)
                 start = file.seek(max(0, offset + total * (offset < 0)))
                 return {"data": b64(file.read(size)), "at": start, "size": total}
         except OSError:

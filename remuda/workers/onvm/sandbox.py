@@ -80,17 +80,6 @@ class Boxes:
             doomed.append(new)
         return doomed
 
-    def spilled(self, attempt: int) -> dict[str, Any]:
-        """Return, as fields of an exit entry, what is there of an attempt's long output."""
-        found: dict[str, Any] = {}
-        for end, size, spilled in ((".out", "os", "osp"), (".err", "es", "esp")):
-            try:
-                found[size] = os.stat(self.of(attempt) + end).st_size
-            except OSError:
-                continue
-            found[spilled] = found["box"] = True
-        return found
-
     def free(self, attempts: Iterable[int]) -> list[str]:
         """Give up the boxes of attempts; returns what is to be deleted."""
         return self.doom(self.of(attempt) + end for attempt in attempts for end in BOX_ENDS)

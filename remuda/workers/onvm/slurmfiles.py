@@ -23,6 +23,7 @@ from typing import Any, Iterable, NamedTuple
 
 from remuda.workers.onvm.capture import SPILL
 from remuda.workers.onvm.job import Job
+from remuda.workers.onvm.longfile import NOTE, Cut
 from remuda.workers.onvm.processes import slurp
 from remuda.workers.onvm.slurmscripts import LAUNCH, WRAPPER
 
@@ -51,6 +52,8 @@ class FileStream:
         self.path, self.half, self.data = path, max(limit // 2, 2 * SPILL), bytearray()
         self.file: Any = None
         self.error, self.whole = "", -1
+        self.cut: Cut | None = None
+        self.litter: list[str] = []
 
     @property
     def total(self) -> int:
@@ -78,7 +81,7 @@ class FileStream:
             if self.whole > spill:
                 self.file = open(self.path, "r+b", 0)  # noqa: SIM115
                 if self.whole > 2 * self.half:
-                    self._cut(b"\n[remuda: the middle of %d bytes was cut out here]\n" % self.whole)
+                    self._cut(NOTE % self.whole)
             elif self.whole:
                 self.data += slurp(self.path)
         except OSError as error:
@@ -87,6 +90,7 @@ class FileStream:
     def _cut(self, note: bytes) -> None:
         fd = self.file.fileno()
         at, start = self.half + len(note), self.whole - self.half + len(note)
+        self.cut = [self.half, start, self.whole]
         os.pwrite(fd, note, self.half)
         while start < self.whole:
             moved = os.pwrite(fd, os.pread(fd, min(COPY, self.whole - start), start), at)

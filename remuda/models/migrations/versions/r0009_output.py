@@ -1,6 +1,9 @@
-"""Keep the output of attempts whose runner was killed."""
+"""Keep the output of attempts whose runner was killed, and what was cut out of a long one."""
 
 from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0009"
 down_revision = "0008"
@@ -8,3 +11,12 @@ down_revision = "0008"
 
 def upgrade() -> None:
     """Apply the revision."""
+    for name in ("cut_from", "cut_to", "written_bytes"):
+        op.add_column("attempt_outputs", sa.Column(name, sa.BigInteger()))
+    op.create_check_constraint(
+        op.f("ck_attempt_outputs_cut"),
+        "attempt_outputs",
+        "num_nulls(cut_from, cut_to, written_bytes) = 3"
+        " OR (0 <= cut_from AND cut_from <= cut_to AND cut_to <= written_bytes)",
+    )
+    op.add_column("output_chunks", sa.Column("cut_from", sa.BigInteger()))

@@ -140,13 +140,8 @@ class SimulatedJob:
         if ran:
             report.update(u=0.0, sy=0.0, rss=0, peak=self.mem if why == "OUT_OF_MEMORY" else 0)
             report.update(rd=0, wr=sum(len(file.data) for file in self.files.values()))
-            keys = ((self.out, "o", "os", "osp"), (self.err, "er", "es", "esp"))
-            for stream, inline, size, spilled in keys[: 1 if self.join else 2]:
-                report[size] = len(stream)
-                if len(stream) > INLINE:
-                    report[spilled] = box = True
-                elif stream:
-                    report[inline] = base64.b64encode(stream).decode()
+            report.update(self.written())
+            box = box or "box" in report
             why, message = self._outputs(report, why, message)
         report["why"] = why
         if message:
@@ -154,6 +149,23 @@ class SimulatedJob:
         if box:
             report["box"] = True
         return report
+
+    def written(self) -> dict[str, Any]:
+        """Return what an exit entry tells of the streams."""
+        found: dict[str, Any] = {}
+        keys = ("stdout", "o", "os", "osp"), ("stderr", "er", "es", "esp")
+        for stream, (name, inline, size, spilled) in zip((self.out, self.err), keys, strict=True):
+            if self.join and stream is self.err:
+                continue
+            found[size] = len(stream)
+            if len(stream) > INLINE:
+                found[spilled] = found["box"] = True
+                if len(stream) > self.limit:
+                    cut = [self.limit // 2, len(stream) - self.limit // 2, len(stream)]
+                    found.setdefault("cut", {})[name] = cut
+            elif stream:
+                found[inline] = base64.b64encode(stream).decode()
+        return found
 
     def _outputs(self, report: dict[str, Any], why: str, message: str) -> tuple[str, str]:
         found: dict[str, int] = {}

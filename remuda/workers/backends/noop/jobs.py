@@ -92,6 +92,7 @@ class JobTable:
         if self.alive:
             return
         self.alive = True
+        cut_short = dict(self.jobs)
         self.jobs.clear()
         self.queue.clear()
         self.busy.clear()
@@ -99,7 +100,15 @@ class JobTable:
         self.ledger.begin(self.boot, 0)
         for a, (_, epoch, pid) in sorted(self.ledger.open.items()):
             report = {"t": "exit", "a": a, "e": epoch, "st": None, "sig": None, "why": "LOST"}
-            self.entry(**report, started=pid != 0, s=None, x=now(), msg="the runner was killed")
+            report.update(started=pid != 0, s=None, x=now(), msg="the runner was killed")
+            self.entry(**report, **self.left_of(cut_short.get(a)))
+
+    def left_of(self, job: SimulatedJob | None) -> dict[str, Any]:
+        """Return what an entry tells of the output of a job whose runner was killed; keep that."""
+        written = job.written() if job and job.started_at is not None else {}
+        if job and written.get("box"):
+            self.ended[job.a] = job
+        return written
 
     # ---- taking on
 

@@ -279,6 +279,8 @@ class SimulatedRunner(JobTable):
             raise ValueError("negative size")
         job = self.jobs.get(a) or self.ended.get(a)
         data = job.content(name) if job else None
+        if job and ask.get("written") and name in ("stdout", "stderr"):
+            data = bytes(job.out if name == "stdout" else job.err)
         if data is None:
             raise NoFile(f"attempt {a} has no file {name[:200]!r}")
         at = max(0, offset + len(data) * (offset < 0))
