@@ -61,6 +61,12 @@ class Settings(BaseSettings):
     )
     heartbeat_retention_s: float = Field(30 * 86400.0, ge=60)
     event_retention_s: float = Field(365 * 86400.0, ge=3600)
+    flower_events: Literal["auto", "on", "off"] = Field(
+        "auto", description="tell Celery monitors of VMs and attempts; auto: while one listens"
+    )
+    flower_rate: float = Field(
+        50.0, ge=1, le=10_000, description="attempts per second and worker that monitors are shown"
+    )
     max_inline_output_bytes: int = Field(65536, ge=0, le=1 << 20)
     output_limit_bytes: int = Field(64 << 20, ge=4096, description="of stdout and stderr each")
 

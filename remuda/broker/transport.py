@@ -187,12 +187,20 @@ class Transport(virtual.Transport):
         """Open the transport for a kombu Connection."""
         super().__init__(client, **kwargs)
         folder = client.transport_options.get("folder")
-        if not folder:
-            raise BrokerUnavailable("filesystem:// needs the transport option `folder`")
-        if folder not in self._shared:
-            self._shared[folder] = (Spool(folder), virtual.BrokerState())
-        self.spool, self.state = self._shared[folder]
+        if folder:
+            if folder not in self._shared:
+                self._shared[folder] = (Spool(folder), virtual.BrokerState())
+            self.spool, self.state = self._shared[folder]
         self.bell = Bell()
+
+    def establish_connection(self) -> Any:
+        """Connect; raises BrokerUnavailable without the transport option `folder`.
+
+        Not earlier: Celery makes a transport without options to print a broker's URL.
+        """
+        if not hasattr(self, "spool"):
+            raise BrokerUnavailable("filesystem:// needs the transport option `folder`")
+        return super().establish_connection()
 
     def driver_version(self) -> str:
         """Return the format of the folders."""

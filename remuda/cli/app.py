@@ -27,7 +27,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "Processes": {
         "worker": Entry("processes:worker", "Be a Celery worker of Remuda."),
         "beat": Entry("processes:beat", "Be the Celery beat of Remuda."),
-        "flower": Entry("processes:flower", "Be Flower, the web view of Celery."),
+        "flower": Entry("flower:flower", "Be Flower, the web view of VMs, jobs and Celery."),
     },
     "Shell": {
         "completion": Entry("completion", "Print the shell's completion script."),

@@ -1,4 +1,4 @@
-"""`remuda worker`, `beat` and `flower`: become the Celery process, with sane options before yours."""
+"""`remuda worker` and `beat`: become the Celery process, with sane options before yours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from remuda.cli.base import Command
 
-_PASS_ON: dict[str, Any] = {"ignore_unknown_options": True, "allow_interspersed_args": True}
+PASS_ON: dict[str, Any] = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 
 
 def become(*arguments: str) -> None:
@@ -23,7 +23,7 @@ def become(*arguments: str) -> None:
 @click.command(
     "worker",
     cls=Command,
-    context_settings=_PASS_ON,
+    context_settings=PASS_ON,
     short_help="Be a Celery worker of Remuda.",
 )
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED, metavar="[CELERY OPTIONS]...")
@@ -61,7 +61,7 @@ def worker(celery_options: tuple[str, ...]) -> None:
 
 
 @click.command(
-    "beat", cls=Command, context_settings=_PASS_ON, short_help="Be the Celery beat of Remuda."
+    "beat", cls=Command, context_settings=PASS_ON, short_help="Be the Celery beat of Remuda."
 )
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED, metavar="[CELERY OPTIONS]...")
 def beat(celery_options: tuple[str, ...]) -> None:
@@ -72,19 +72,3 @@ def beat(celery_options: tuple[str, ...]) -> None:
     from remuda.config import load_settings
 
     become("beat", f"--loglevel={load_settings().log_level}", "--pidfile=", *celery_options)
-
-
-@click.command(
-    "flower",
-    cls=Command,
-    context_settings=_PASS_ON,
-    short_help="Be Flower, the web view of Celery.",
-)
-@click.argument("flower_options", nargs=-1, type=click.UNPROCESSED, metavar="[FLOWER OPTIONS]...")
-def flower(flower_options: tuple[str, ...]) -> None:
-    """Run `celery -A remuda.tasks flower` in the foreground, on http://127.0.0.1:5555.
-
-    It listens on this machine only, because it asks for no password; give `--address` and
-    `--basic-auth` to change both.
-    """
-    become("flower", "--address=127.0.0.1", "--port=5555", *flower_options)

@@ -128,6 +128,12 @@ def call_watchers(connection: Connection) -> None:
     connection.execute(text("SELECT pg_notify('remuda_wake', 'watch')"))
 
 
+def vm_name(connection: Connection, vm_id: int) -> str | None:
+    """Return the name of a VM, whatever its state."""
+    found = connection.scalar(text("SELECT name FROM vms WHERE id = :vm"), {"vm": vm_id})
+    return None if found is None else str(found)
+
+
 def vm_for_channel(connection: Connection, vm_id: int) -> dict[str, Any] | None:
     """Return what is needed to reach the VM; None when it is halted or was never made."""
     found = rows(

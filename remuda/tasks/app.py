@@ -48,7 +48,12 @@ def configuration(settings: Settings) -> dict[str, Any]:
         },
         "timezone": "UTC",
         "enable_utc": True,
-        "imports": ("remuda.tasks.jobs", "remuda.tasks.vms", "remuda.tasks.control"),
+        "imports": (
+            "remuda.tasks.jobs",
+            "remuda.tasks.vms",
+            "remuda.tasks.control",
+            "remuda.tasks.flower.commands",
+        ),
     }
     if url.startswith("filesystem:"):
         config["broker_transport_options"] = broker.transport_options(settings)

@@ -19,37 +19,43 @@ from remuda.tasks import (
     sizing,
 )
 from remuda.tasks.app import app
+from remuda.tasks.flower.sweeps import Sweep
+from remuda.tasks.flower.wording import counted
 from remuda.tasks.runtime import get_runtime
 
 log = logging.getLogger(__name__)
 
 
-@app.task(name=names.DISPATCH)  # type: ignore[untyped-decorator]
-def dispatch() -> None:
+@app.task(name=names.DISPATCH, base=Sweep)  # type: ignore[untyped-decorator]
+def dispatch() -> str | None:
     """Place waiting jobs."""
-    placing.dispatch(get_runtime())
+    placed = placing.dispatch(get_runtime())
+    return f"{sum(placed.values())} placed on {counted(len(placed), 'VM')}" if placed else None
 
 
-@app.task(name=names.RESIZE_POOLS)  # type: ignore[untyped-decorator]
-def resize_pools() -> None:
+@app.task(name=names.RESIZE_POOLS, base=Sweep)  # type: ignore[untyped-decorator]
+def resize_pools() -> str | None:
     """Size the pools that are due."""
-    sizing.resize_pools(get_runtime())
+    moved = sizing.resize_pools(get_runtime())
+    return f"{counted(moved, 'VM')} to come or to go" if moved else None
 
 
-@app.task(name=names.DECLARE_STALLED)  # type: ignore[untyped-decorator]
-def declare_stalled() -> None:
+@app.task(name=names.DECLARE_STALLED, base=Sweep)  # type: ignore[untyped-decorator]
+def declare_stalled() -> str | None:
     """Declare silent VMs STALLED and requeue their jobs."""
-    health.declare_stalled(get_runtime())
+    silent = health.declare_stalled(get_runtime())
+    return f"{counted(len(silent), 'VM')} stalled" if silent else None
 
 
-@app.task(name=names.RECONCILE_VMS)  # type: ignore[untyped-decorator]
-def reconcile_vms() -> None:
+@app.task(name=names.RECONCILE_VMS, base=Sweep)  # type: ignore[untyped-decorator]
+def reconcile_vms() -> str | None:
     """Compare rows and providers."""
-    ledger.reconcile_vms(get_runtime())
+    found = ledger.reconcile_vms(get_runtime())
+    return f"{counted(found, 'VM')} looked after" if found else None
 
 
-@app.task(name=names.RECONCILE_JOBS)  # type: ignore[untyped-decorator]
-def reconcile_jobs() -> None:
+@app.task(name=names.RECONCILE_JOBS, base=Sweep)  # type: ignore[untyped-decorator]
+def reconcile_jobs() -> str | None:
     """Send again what attempts without news may have missed: start, collect, cancel, compare.
 
     Jobs whose parents ended before they were committed are settled.
@@ -70,11 +76,19 @@ def reconcile_jobs() -> None:
         messages.get_results(vm_id, ids)
     for vm_id in missed.quiet:
         messages.update_job_state(vm_id)
-    cancelling.cancel(runtime)
+    cancelled = cancelling.cancel(runtime)
     calling.answer_all(runtime)
+    counts = {
+        "not started in time": len(late),
+        "dependencies settled": unnoticed,
+        "sent again": sum(map(len, (*missed.placed.values(), *missed.exited.values()))),
+        "VMs compared": len(missed.quiet),
+        "being cancelled": cancelled,
+    }
+    return ", ".join(f"{n} {what}" for what, n in counts.items() if n) or None
 
 
-@app.task(name=names.EXPIRE)  # type: ignore[untyped-decorator]
+@app.task(name=names.EXPIRE, base=Sweep)  # type: ignore[untyped-decorator]
 def expire() -> None:
     """End leases whose time is over; remove history past its retention."""
     runtime = get_runtime()
@@ -89,6 +103,7 @@ def expire() -> None:
 
 
 @app.task(name=names.ENQUEUE)  # type: ignore[untyped-decorator]
-def enqueue(specs: list[dict[str, Any]], pool: str, owner: str, idempotency_key: str) -> None:
+def enqueue(specs: list[dict[str, Any]], pool: str, owner: str, idempotency_key: str) -> str:
     """Submit jobs for a producer that can reach only the broker."""
-    enqueueing.enqueue(get_runtime(), specs, pool=pool, owner=owner, key=idempotency_key)
+    ids = enqueueing.enqueue(get_runtime(), specs, pool=pool, owner=owner, key=idempotency_key)
+    return f"{counted(len(ids), 'job')} submitted to {pool}"

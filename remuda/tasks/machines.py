@@ -82,10 +82,13 @@ def _by_token(described: list[VmDescription], token: str) -> str | None:
     return next((vm.provider_id for vm in described if vm.token == token), None)
 
 
-def check_vms(runtime: Runtime, vm_ids: list[int] | None = None) -> None:
-    """Have VMs that nobody watches (of `vm_ids`, if given) taken up: here, or by any watcher."""
+def check_vms(runtime: Runtime, vm_ids: list[int] | None = None) -> int:
+    """Have VMs that nobody watches (of `vm_ids`, if given) taken up: here, or by any watcher.
+
+    Returns how many are taken up here.
+    """
     watcher = this_watcher()
     if watcher is not None:
-        watcher.attacher.claim(vm_ids)
-    else:  # a pool child has none; its parent, like every worker, hears this
-        runtime.transact(watches.call_watchers)
+        return watcher.attacher.claim(vm_ids)
+    runtime.transact(watches.call_watchers)  # a pool child has none; its parent hears this
+    return 0

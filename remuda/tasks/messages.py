@@ -9,34 +9,40 @@ from celery import current_app
 from kombu.exceptions import OperationalError
 
 from remuda.tasks import names
+from remuda.tasks.flower.wording import id_list
 
 log = logging.getLogger(__name__)
 _CHUNK = 500
 
 
-def _send(task: str, *args: object) -> None:
+def _send(task: str, vm_id: int, ids: Sequence[int] | None = None) -> None:
     """Send, or let it be: what a lost message would have done, a sweep does later."""
+    args = (vm_id,) if ids is None else (vm_id, list(ids))
+    shown = f"VM {vm_id}" + ("" if ids is None else f", attempts {id_list(ids)}")
     try:
-        current_app.send_task(task, args=args, queue=names.QUEUE_OF[task], retry=False)
+        current_app.send_task(
+            task, args=args, queue=names.QUEUE_OF[task], retry=False,
+            argsrepr=shown, kwargsrepr="",
+        )  # fmt: skip
     except (OperationalError, OSError) as error:
         log.warning("could not send %s: %s", task, type(error).__name__)
 
 
 def _chunked(task: str, vm_id: int, ids: Sequence[int]) -> None:
     for start in range(0, len(ids), _CHUNK):
-        _send(task, vm_id, list(ids[start : start + _CHUNK]))
+        _send(task, vm_id, ids[start : start + _CHUNK])
 
 
 def submit_job(vm_id: int, attempt_ids: Sequence[int]) -> None:
     """Have attempts staged and started on their VM."""
     for start in range(0, len(attempt_ids), 16):  # small, so that several workers stage at once
-        _send(names.SUBMIT_JOB, vm_id, list(attempt_ids[start : start + 16]))
+        _send(names.SUBMIT_JOB, vm_id, attempt_ids[start : start + 16])
 
 
 def get_results(vm_id: int, attempt_ids: Sequence[int]) -> None:
     """Have the outputs of attempts fetched from their VM."""
     for start in range(0, len(attempt_ids), 16):
-        _send(names.GET_RESULTS, vm_id, list(attempt_ids[start : start + 16]))
+        _send(names.GET_RESULTS, vm_id, attempt_ids[start : start + 16])
 
 
 def cancel_job(vm_id: int, attempt_ids: Sequence[int]) -> None:

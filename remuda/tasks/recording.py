@@ -66,13 +66,15 @@ class Batch:
 class Recorded:
     """What a batch led to: the attempts with outputs to fetch, and the sandboxes to remove.
 
-    `retry_in_s`: the pauses after which jobs of it may be tried again.
+    `starts`, `ends`: the attempts that did. `retry_in_s`: the pauses after which jobs of it may be
+    tried again.
     """
 
     mark: int
-    ended: int
     to_collect: list[int]
     to_free: list[int]
+    starts: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
     retry_in_s: tuple[float, ...] = ()
 
 
@@ -94,7 +96,7 @@ def record(runtime: Runtime, vm_id: int, batch: Batch, channel: Channel | None) 
 def _record(connection: Connection, vm_id: int, batch: Batch) -> Recorded:
     mark = exits.lock_journal(connection, vm_id)
     if mark is None:
-        return Recorded(0, 0, [], [])
+        return Recorded(0, [], [])
     clock = time.monotonic()
     fresh = {e["n"]: (e, clock + offset) for e, offset in batch.entries if e["n"] > mark}
     ended = {e["a"]: (e, now) for e, now in fresh.values() if e["t"] == "exit"}
@@ -114,7 +116,7 @@ def _record(connection: Connection, vm_id: int, batch: Batch) -> Recorded:
     to_collect = [a for a in live if by_id[a].state == "EXITED"]
     to_free = [a for a, (e, _) in ended.items() if e.get("box") and a not in to_collect]
     pauses = tuple(by_id[a].delay_s for a in live if by_id[a].job_state == "NEW")
-    return Recorded(newest, len(live), to_collect, to_free, pauses)
+    return Recorded(newest, to_collect, to_free, tuple(starts), tuple(live), pauses)
 
 
 def tell(connection: Connection, vm_id: int, attempt_ids: Sequence[int]) -> None:

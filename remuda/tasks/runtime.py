@@ -11,6 +11,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine
 
 from remuda.config import Settings, load_settings
+from remuda.models import watches
 from remuda.models.database import make_engine, transact
 from remuda.system import bring_up
 from remuda.tasks.links import Links
@@ -29,6 +30,16 @@ class Runtime:
         self.url = bring_up(settings, processes=False)
         self.engine: Engine = make_engine(self.url, pool_size=settings.worker_concurrency + 2)
         self.links = Links(settings)
+        self._vm_names: dict[int, str] = {}
+
+    def vm_name(self, vm_id: int) -> str:
+        """Return a VM's name, "VM 7" if there is none; asked for once."""
+        if vm_id not in self._vm_names:
+            if len(self._vm_names) > 10_000:
+                self._vm_names.clear()
+            found = self.transact(lambda c: watches.vm_name(c, vm_id))
+            self._vm_names[vm_id] = found or f"VM {vm_id}"
+        return self._vm_names[vm_id]
 
     def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction of its own; see `remuda.models.database.transact`."""

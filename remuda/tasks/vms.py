@@ -7,27 +7,33 @@ import logging
 from remuda.errors import ProviderError
 from remuda.tasks import launching, machines, names
 from remuda.tasks.app import app
+from remuda.tasks.flower.sweeps import Sweep
+from remuda.tasks.flower.wording import counted
 from remuda.tasks.runtime import get_runtime
 
 log = logging.getLogger(__name__)
 
 
 @app.task(name=names.SPAWN_VM)  # type: ignore[untyped-decorator]
-def spawn_vm(vm_id: int) -> None:
+def spawn_vm(vm_id: int) -> str:
     """Make the machine of a VM and bring it to RUNNING."""
-    launching.spawn_vm(get_runtime(), vm_id)
+    up = launching.spawn_vm(get_runtime(), vm_id)
+    return f"{get_runtime().vm_name(vm_id)} is {'up' if up else 'not up by this'}"
 
 
 @app.task(name=names.TERMINATE_VM)  # type: ignore[untyped-decorator]
-def terminate_vm(vm_id: int) -> None:
+def terminate_vm(vm_id: int) -> str:
     """Remove the machine of a VM; the sweep sends again until the provider confirms."""
     try:
-        machines.terminate_vm(get_runtime(), vm_id)
+        gone = machines.terminate_vm(get_runtime(), vm_id)
+        return f"{get_runtime().vm_name(vm_id)} is {'gone' if gone else 'not gone by this'}"
     except ProviderError as error:
         log.warning("VM %d is not terminated yet: %s", vm_id, error, extra={"vm_id": vm_id})
+        return f"{get_runtime().vm_name(vm_id)} is not terminated yet: {error}"
 
 
-@app.task(name=names.CHECK_VMS)  # type: ignore[untyped-decorator]
-def check_vms(vm_ids: list[int] | None = None) -> None:
+@app.task(name=names.CHECK_VMS, base=Sweep)  # type: ignore[untyped-decorator]
+def check_vms(vm_ids: list[int] | None = None) -> str | None:
     """Take up VMs that nobody watches."""
-    machines.check_vms(get_runtime(), vm_ids)
+    taken = machines.check_vms(get_runtime(), vm_ids)
+    return f"{counted(taken, 'VM')} taken up" if taken else None

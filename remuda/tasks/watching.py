@@ -23,6 +23,7 @@ from remuda.errors import RemudaError, Unreachable
 from remuda.models.database import WAKE_CHANNEL, Listener
 from remuda.models.watches import release_watches, renew_watches
 from remuda.tasks import attaching, calling, cancelling, messages, placing, recording, sizing
+from remuda.tasks.flower.teller import Teller
 from remuda.tasks.runtime import Runtime, drop_runtime, get_runtime
 from remuda.workers.channel import Channel
 
@@ -36,9 +37,10 @@ _STEP_S = 0.1
 class Watcher:
     """The loop and its listener; `start` and `stop` it once."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        """Start nothing yet."""
+    def __init__(self, runtime: Runtime, teller: Teller) -> None:
+        """Start nothing yet. `teller`: gets what is recorded."""
         self._runtime = runtime
+        self._teller = teller
         self._inbox: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._batches: dict[int, recording.Batch] = defaultdict(recording.Batch)
@@ -63,12 +65,14 @@ class Watcher:
         """Start listening and looping."""
         for thread in self._threads:
             thread.start()
+        self._teller.start()
 
     def stop(self) -> None:
         """Stop, leaving running jobs alone; the watches are free for others at once."""
         self._stop.set()
         self._inbox.put(("stop", None, None))
         self._threads[1].join(timeout=10)
+        self._teller.stop()
         self._attacher.close()
         self._answerer.close()
         try:
@@ -80,6 +84,11 @@ class Watcher:
     def attacher(self) -> attaching.Attacher:
         """What takes up VMs for this worker."""
         return self._attacher
+
+    @property
+    def teller(self) -> Teller:
+        """What shows this worker's VMs to monitors."""
+        return self._teller
 
     def wake(self, kind: str) -> None:
         """Have done what `kind` asks for: call, dispatch, cancel, follow, stop, watch, pool or vm."""
@@ -212,9 +221,10 @@ class Watcher:
             batch = self._batches[vm_id]
             done = recording.record(self._runtime, vm_id, batch, self._runtime.links.present(vm_id))
             self._note_retries(done.retry_in_s)
+            self._teller.recorded(vm_id, done.starts, done.ends)
             del self._batches[vm_id]  # only now: a failed turn records it again
-            left = self._in_flight[vm_id] = max(0, self._in_flight[vm_id] - done.ended)
-            if done.ended and left <= self._refill_at.get(vm_id, left):
+            left = self._in_flight[vm_id] = max(0, self._in_flight[vm_id] - len(done.ends))
+            if done.ends and left <= self._refill_at.get(vm_id, left):
                 self._wakes.add("dispatch")
             busy = busy or left > 16
         return busy
@@ -252,6 +262,7 @@ class Watcher:
         beats, self._beats = self._beats, {}
         for vm_id, order in recording.record_beats(self._runtime, beats).items():
             cancelling.end_vm(self._runtime, vm_id, order)
+        self._teller.beaten(beats)
         watched = self._runtime.links.watched()
         if watched:
             worker = self._runtime.worker
@@ -279,7 +290,11 @@ class WatcherStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, parent: Any) -> None:
         """Start the watcher."""
         global _watcher
-        _watcher = Watcher(get_runtime())
+        runtime = get_runtime()
+        teller = Teller(
+            runtime, parent.app, worker=parent.hostname, always=bool(parent.task_events)
+        )
+        _watcher = Watcher(runtime, teller)
         _watcher.start()
 
     def stop(self, parent: Any) -> None:

@@ -117,7 +117,7 @@ class Stress:
             batch.add({"now": 3.0, "entries": entries}, came_at=time.monotonic())
             return recording._record(connection, vm, batch)
 
-        self.done["ended"] += self.transact(work).ended
+        self.done["ended"] += len(self.transact(work).ends)
 
     def collect(self, vm: int) -> None:
         """Fetch the outputs of what has exited."""

@@ -247,7 +247,6 @@ def test_down_stops_the_processes_even_if_the_database_is_away(
     [
         ("worker -Q jobs -c 16 --loglevel=DEBUG", ["-Q", "jobs", "-c", "16", "--loglevel=DEBUG"]),
         ("beat --max-interval 5", ["--max-interval", "5"]),
-        ("flower --port=5556", ["--port=5556"]),
     ],
 )
 def test_processes_become_celery_with_the_callers_options_last(

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from remuda.tasks import watching
+from remuda.tasks.flower.teller import Teller
 from remuda.tasks.runtime import Runtime
 from remuda.tasks.watching import Watcher
 
@@ -18,7 +19,7 @@ def watcher(monkeypatch: pytest.MonkeyPatch) -> Watcher:
     nothing: Any = SimpleNamespace(Attacher=lambda *a: None, Answerer=lambda *a: None)
     monkeypatch.setattr(watching, "attaching", nothing)
     monkeypatch.setattr(watching, "calling", nothing)
-    return Watcher(cast(Runtime, SimpleNamespace()))
+    return Watcher(cast(Runtime, SimpleNamespace()), cast(Teller, None))
 
 
 def test_pauses_of_retries_are_kept_in_few_steps(

@@ -1,0 +1,127 @@
+"""`python -m benchmarks.flower`: what it costs that Flower watches, on the embedded default.
+
+Arrays of `/bin/true` jobs, rounds with and without a real Flower interleaved, medians told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.throughput import remuda, timed
+
+LOSS_PERCENT = 5.0
+
+
+@contextmanager
+def flower() -> Iterator[int]:
+    """Run Flower until the worker has heard that it listens; yield its process id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "FLOWER_UNAUTHENTICATED_API": "true", "FLOWER_AUTH": ""}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "remuda", "flower", f"--port={port}"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not _shows_a_vm(port):
+            if time.monotonic() > deadline:
+                raise TimeoutError("Flower shows no VM")
+            time.sleep(0.2)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+        command = [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "remuda.tasks",
+            "control",
+            "disable_events",
+        ]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def _shows_a_vm(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/workers?json=1", timeout=5) as answer:
+            return b"@watched" in answer.read()
+    except OSError:
+        return False
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(jobs: int, rounds: int) -> tuple[dict[str, list[float]], list[float]]:
+    """Return jobs per second with and without Flower, and Flower's seconds of CPU a round."""
+    from remuda import Client, JobSpec
+
+    rates: dict[str, list[float]] = {"without": [], "with": []}
+    spent = []
+    remuda("up")
+    with Client() as client:
+        pool = client.create_pool("watched", provider="local", slots_per_vm=2, heartbeat_s=1)
+        pool.submit()
+        spec = JobSpec(["/bin/true"])
+
+        def many() -> None:
+            made = client.submit_array(spec, jobs, pool=pool)
+            for _ in client.as_completed(made, timeout_s=300):
+                pass
+
+        many()  # warm: the expected run time is learned
+        for number in range(2 * rounds):
+            if number % 4 in (0, 3):
+                rates["without"].append(jobs / timed(many))
+            else:
+                with flower() as pid:
+                    before = _cpu_s(pid)
+                    rates["with"].append(jobs / timed(many))
+                    spent.append(_cpu_s(pid) - before)
+    return rates, spent
+
+
+def main() -> int:
+    """Measure, print, and return 1 when more is lost than may be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="remuda-bench-") as name:
+        for variable in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+            os.environ[variable] = str(Path(name) / variable.lower())
+        try:
+            rates, spent = measure(arguments.jobs, arguments.rounds)
+        finally:
+            subprocess.run([sys.executable, "-m", "remuda", "down", "--now"], check=False)
+    medians = {kind: statistics.median(found) for kind, found in rates.items()}
+    loss = 100 * (1 - medians["with"] / medians["without"])
+    for kind, found in rates.items():
+        told = ", ".join(f"{rate:.0f}" for rate in found)
+        print(f"{kind:8} Flower {medians[kind]:8.0f} jobs/s   ({told})")
+    print(f"Flower itself  {statistics.median(spent):8.2f} s of CPU a round")
+    print(f"lost           {loss:8.1f} %   {'ok' if loss <= LOSS_PERCENT else 'MISSED'}")
+    return loss > LOSS_PERCENT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
