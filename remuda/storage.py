@@ -65,6 +65,11 @@ class Storage:
             except ConfigError as error:
                 raise ConfigError(f"storage_url: {error.message}", hint=error.hint) from None
 
+    @property
+    def folder(self) -> Path | None:
+        """The directory it is; None if it is elsewhere."""
+        return self._root
+
     def url(self, key: str) -> str:
         """Return the URL of `key`, a relative path; raises DataStagingError for any other."""
         if not key or key.startswith("/") or ".." in key.split("/") or "\0" in key:

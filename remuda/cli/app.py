@@ -22,7 +22,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "status": Entry("status", "Show processes, services and counts."),
         "top": Entry("top", "Watch pools, VMs and jobs live."),
         "doctor": Entry("doctor", "Check everything one by one and say what to do."),
-        "db": Entry("app:db", "Migrate or check the database's schema."),
+        "db": Entry("app:db", "Migrate, check, back up or restore the database."),
     },
     "Processes": {
         "worker": Entry("processes:worker", "Be a Celery worker of Remuda."),
@@ -92,6 +92,9 @@ VM = {
 DB = {
     "upgrade": Entry("db:upgrade", "Bring the schema to this release's revision."),
     "check": Entry("db:check", "Fail unless the schema is this release's."),
+    "backup": Entry("db:backup", "Write a backup into a folder."),
+    "restore": Entry("db:restore", "Bring a backup back."),
+    "fence": Entry("db:fence", "Make a database safe that was set back in time."),
 }
 
 
@@ -102,7 +105,7 @@ array = LazyGroup(
 pool = LazyGroup("pool", {"Commands": POOL}, help="Create, change and close pools of VMs.")
 vm = LazyGroup("vm", {"Commands": VM}, help="Look at VMs, drain or terminate them.")
 image = LazyGroup("image", {"Commands": IMAGE}, help="Look at images; trust or distrust them.")
-db = LazyGroup("db", {"Commands": DB}, help="Migrate or check the database's schema.")
+db = LazyGroup("db", {"Commands": DB}, help="Migrate, check, back up or restore the database.")
 
 
 def _version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:

@@ -1,5 +1,6 @@
 """The one-machine default: a PostgreSQL server, a worker and a beat of our own."""
 
+from remuda.embedded.launcher import client_binary
 from remuda.embedded.postgres import (
     ServerStatus,
     ensure_server,
@@ -15,6 +16,7 @@ from remuda.embedded.processes import stop as stop_processes
 __all__ = [
     "ProcessStatus",
     "ServerStatus",
+    "client_binary",
     "ensure_server",
     "process_status",
     "server_status",

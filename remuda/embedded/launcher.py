@@ -54,6 +54,15 @@ def find_binaries(cluster: Path) -> Path:
     return found[wanted]
 
 
+def client_binary(tool: str) -> str | None:
+    """Return the path of one of the wheel's client programs; None where the wheel is missing."""
+    try:
+        path = find_binaries(Path(os.devnull)) / tool
+    except EmbeddedError:
+        return None
+    return str(path) if path.exists() else None
+
+
 def user_prefix(binaries: Path, cluster: Path) -> tuple[str, ...]:
     """Return the command to put before PostgreSQL's so that it runs as the right user.
 
