@@ -67,6 +67,37 @@ def namespace(number: int) -> Iterator[Namespace]:
 
 
 @contextlib.contextmanager
+def network(count: int) -> Iterator[list[Namespace]]:
+    """Make so many namespaces on one wire, each reaching the others and this machine; needs root."""
+    own = f"{os.getpid() % 100000}"
+    bridge, net = f"rmbr{own}", f"{NET}.{os.getpid() % 256}"
+    with contextlib.ExitStack() as stack:
+        _ip("link", "add", bridge, "type", "bridge")
+        stack.callback(_ip, "link", "del", bridge)
+        _ip("addr", "add", f"{net}.1/24", "dev", bridge)
+        _ip("link", "set", bridge, "up")
+        found = []
+        for number in range(count):
+            place = Namespace(
+                f"remuda-lan-{own}-{number}",
+                f"{net}.{number + 2}",
+                f"{net}.1",
+                f"rml{own}-{number}",
+            )
+            _ip("netns", "add", place.name)
+            stack.callback(_ip, "netns", "del", place.name)
+            peer = ("peer", "name", "eth0", "netns", place.name)
+            _ip("link", "add", place.link, "type", "veth", *peer)
+            _ip("link", "set", place.link, "master", bridge)
+            _ip("link", "set", place.link, "up")
+            _ip("-n", place.name, "addr", "add", f"{place.address}/24", "dev", "eth0")
+            _ip("-n", place.name, "link", "set", "eth0", "up")
+            _ip("-n", place.name, "link", "set", "lo", "up")
+            found.append(place)
+        yield found
+
+
+@contextlib.contextmanager
 def hosts(count: int, user: str = "") -> Iterator[list[Sshd]]:
     """Run sshd on so many hosts: in namespaces of their own, or on ports if we are not root."""
     with contextlib.ExitStack() as stack:

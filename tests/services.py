@@ -17,7 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psycopg
 import pytest
+
+from remuda.embedded.cluster import ENVIRONMENT, USER, make_cluster, server_command
+from remuda.embedded.launcher import find_binaries, user_prefix
 
 _WHERE = os.pathsep.join(
     ["/usr/lib/rabbitmq/bin", os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]
@@ -45,13 +49,18 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def running_rabbitmq(folder: Path) -> Iterator[str]:
-    """Run RabbitMQ, with an Erlang name server of its own, keeping its files in `folder`."""
+def running_rabbitmq(
+    folder: Path, *, address: str = "127.0.0.1", prefix: Sequence[str] = ()
+) -> Iterator[str]:
+    """Run RabbitMQ, with an Erlang name server of its own, keeping its files in `folder`.
+
+    `prefix`: of the commands, such as `ip netns exec NAME`; then `address` is one of that place.
+    """
     server = _binary("rabbitmq-server", package="rabbitmq-server")
     names = _binary("epmd", package="erlang-base")
     amqp, distribution, name_port = _free_ports(3)
     (folder / "rabbitmq.conf").write_text(
-        f"listeners.tcp.1 = 127.0.0.1:{amqp}\n"
+        f"listeners.tcp.1 = {address}:{amqp}\nloopback_users = none\n"
         "disk_free_limit.absolute = 10MB\n"
         "log.console = true\nlog.console.level = warning\nlog.file = false\n"
     )
@@ -73,11 +82,20 @@ def running_rabbitmq(folder: Path) -> Iterator[str]:
         # Makes the start script exec the server instead of staying between it and our signals.
         "RUNNING_UNDER_SYSTEMD": "true",
     }
+
+    def named() -> bool:  # elsewhere the name server, on that place's loopback, is not to be seen
+        return bool(prefix) or _accepts(name_port)
+
     with (
-        _running([names], folder / "epmd.log", name_server, lambda: _accepts(name_port)),
-        _running([server], folder / "server.log", environment, lambda: _speaks_amqp(amqp)),
+        _running([*prefix, names], folder / "epmd.log", name_server, named),
+        _running(
+            [*prefix, server],
+            folder / "server.log",
+            environment,
+            lambda: _speaks_amqp(address, amqp),
+        ),
     ):
-        yield f"amqp://guest:guest@127.0.0.1:{amqp}//"
+        yield f"amqp://guest:guest@{address}:{amqp}//"
 
 
 @contextlib.contextmanager
@@ -89,6 +107,29 @@ def running_redis(folder: Path) -> Iterator[str]:
     command += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
     with _running(command, folder / "server.log", {}, lambda: _speaks_redis(port)):
         yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextlib.contextmanager
+def running_postgres(folder: Path, *, address: str, prefix: Sequence[str] = ()) -> Iterator[str]:
+    """Run PostgreSQL on an address of its own, from the embedded server's binaries."""
+    cluster, port, secret = folder / "cluster", _free_ports(1)[0], secrets.token_hex(8)
+    binaries = find_binaries(cluster)
+    as_user = user_prefix(binaries, cluster)
+    (folder / "password").write_text(secret)
+    make_cluster(cluster, binaries, as_user, password_file=folder / "password")
+    with (cluster / "pg_hba.conf").open("a") as rules:
+        rules.write("host all all samenet scram-sha-256\n")
+    command = [*prefix, *as_user, *server_command(binaries, cluster, port)]
+    url = f"postgresql://{USER}:{secret}@{address}:{port}/postgres"
+
+    def ready() -> bool:
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(url, connect_timeout=2):
+            return True
+        return False
+
+    listening = [f"--listen_addresses={address}", f"--unix_socket_directories={folder}"]
+    with _running([*command, *listening], folder / "server.log", ENVIRONMENT, ready):
+        yield url
 
 
 @contextlib.contextmanager
@@ -167,19 +208,19 @@ def _accepts(port: int) -> bool:
     return False
 
 
-def _speaks_amqp(port: int) -> bool:
+def _speaks_amqp(address: str, port: int) -> bool:
     """Whether the server answers the protocol header with Connection.Start, as one ready does."""
-    return _answer(port, b"AMQP\x00\x00\x09\x01")[:1] == b"\x01"
+    return _answer(address, port, b"AMQP\x00\x00\x09\x01")[:1] == b"\x01"
 
 
 def _speaks_redis(port: int) -> bool:
-    return _answer(port, b"PING\r\n").startswith(b"+PONG")
+    return _answer("127.0.0.1", port, b"PING\r\n").startswith(b"+PONG")
 
 
-def _answer(port: int, request: bytes) -> bytes:
+def _answer(address: str, port: int, request: bytes) -> bytes:
     with (
         contextlib.suppress(OSError),
-        socket.create_connection(("127.0.0.1", port), timeout=2) as connection,
+        socket.create_connection((address, port), timeout=2) as connection,
     ):
         connection.sendall(request)
         return connection.recv(64)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from remuda.cli import health
+from remuda.cli import doctor_more, health
 from remuda.cli.base import Command
 from remuda.cli.output import format_size, print_json, printable
 from remuda.cli.types import json_option
@@ -44,16 +44,17 @@ class Check:
 
 
 @click.command("doctor", cls=Command, short_help="Check everything one by one and say what to do.")
+@click.option("--providers", is_flag=True, help="Also ask each open pool's provider, from here.")
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Check settings, folders, database, broker, worker and beat, one by one.
+def doctor(ctx: click.Context, providers: bool, as_json: bool) -> None:
+    """Check settings, folders, database, clocks, broker, queues, worker, beat, pools and keys.
 
     Each line is ok, warn or fail and says what to do. Exits with 1 if anything fails. Starts
-    nothing.
+    nothing. With --providers it asks clouds and hosts too: do that where workers run.
     """
     found = []
-    for check in checks():
+    for check in checks(providers=providers):
         found.append(check)
         if not as_json:
             _print(check)
@@ -62,7 +63,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     ctx.exit(1 if any(check.status == "fail" for check in found) else 0)
 
 
-def checks() -> Iterator[Check]:
+def checks(*, providers: bool = False) -> Iterator[Check]:
     """Run the checks in order; those that make no sense after a failed one are left out."""
     yield _python()
     settings = yield from _settings()
@@ -71,11 +72,11 @@ def checks() -> Iterator[Check]:
     yield _folder("data folder", settings.data_dir)
     yield _folder("state folder", settings.state_dir)
     yield _guarded("storage", lambda: _storage(settings))
-    yield from _database(settings)
+    yield from _database(settings, providers=providers)
     broker = _guarded("broker", lambda: _broker(settings))
     yield broker
     if broker.status == "ok":
-        yield _guarded("worker", lambda: _worker(settings))
+        yield from _workers(settings)
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
@@ -141,7 +142,7 @@ def _storage(settings: Settings) -> Check:
     return Check("storage", "ok", f"{detail}, written and read back")
 
 
-def _database(settings: Settings) -> Iterator[Check]:
+def _database(settings: Settings, *, providers: bool) -> Iterator[Check]:
     try:
         with health.database(settings) as engine:
             yield _server(engine)
@@ -150,6 +151,11 @@ def _database(settings: Settings) -> Iterator[Check]:
             yield schema
             if schema.status == "ok":
                 yield _guarded("beat", lambda: _beat(engine, settings))
+                yield _guarded("pools", lambda: Check("pools", *doctor_more.pools(engine)))
+                yield _guarded("keys", lambda: Check("keys", *doctor_more.keys(engine)))
+            if schema.status == "ok" and providers:
+                for kind, finding in doctor_more.providers(engine, settings):
+                    yield Check(f"{kind} VMs", *finding)
     except RemudaError as error:
         yield Check("database", "fail", error.message, error.hint)
 
@@ -196,12 +202,19 @@ def _broker(settings: Settings) -> Check:
     return Check("broker", "ok", health.broker_url(settings))
 
 
-def _worker(settings: Settings) -> Check:
-    names = health.ping_workers(timeout_s=_PING_S, wanted=1)
-    if not names:
-        advice = f"`remuda up`, or `remuda worker`; see {settings.state_dir / 'log'}"
-        return Check("worker", "fail", f"none answered in {_PING_S:g} s", advice)
-    return Check("worker", "ok", f"{', '.join(names)} answered")
+def _workers(settings: Settings) -> Iterator[Check]:
+    served: dict[str, set[str]] = {}
+
+    def worker() -> Check:
+        served.update(health.served_queues(timeout_s=_PING_S))
+        if not served:
+            advice = f"`remuda up`, or `remuda worker`; see {settings.state_dir / 'log'}"
+            return Check("worker", "fail", f"none answered in {_PING_S:g} s", advice)
+        return Check("worker", "ok", f"{', '.join(sorted(served))} answered")
+
+    yield _guarded("worker", worker)
+    if served:
+        yield _guarded("queues", lambda: Check("queues", *doctor_more.queues(settings, served)))
 
 
 def _print(check: Check) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -181,6 +181,47 @@ def ping_workers(*, timeout_s: float, wanted: int = 1) -> list[str]:
             ) from None
         names |= {name for reply in replies or [] for name in reply}
     return sorted(names)
+
+
+def served_queues(*, timeout_s: float) -> dict[str, set[str]]:
+    """Ask all workers through the broker which queues they serve; return those by worker.
+
+    Waits a second for the slower ones, up to `timeout_s` for the first. Raises BrokerUnavailable.
+    """
+    from remuda.tasks import app
+
+    deadline = time.monotonic() + timeout_s
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            replies = app.control.inspect(timeout=min(left, 1.0)).active_queues()
+        except Exception as error:
+            raise BrokerUnavailable(
+                f"the broker does not answer: {str(error) or type(error).__name__}"
+            ) from None
+        if replies:
+            return {worker: {queue["name"] for queue in found} for worker, found in replies.items()}
+    return {}
+
+
+def queue_sizes(settings: Settings, queues: Iterable[str]) -> dict[str, int]:
+    """Return how many messages wait in each queue; raises BrokerUnavailable."""
+    from remuda.tasks import app
+
+    sizes = {}
+    try:
+        with app.connection_for_read() as connection:
+            for queue in queues:
+                channel = connection.channel()  # a queue that is missing closes its channel
+                try:
+                    sizes[queue] = int(channel.queue_declare(queue, passive=True).message_count)
+                except connection.channel_errors:
+                    sizes[queue] = 0
+                channel.close()
+    except Exception as error:
+        raise BrokerUnavailable(
+            f"the broker at {broker_url(settings)} does not answer: {str(error) or type(error).__name__}"
+        ) from None
+    return sizes
 
 
 def this_host() -> str:

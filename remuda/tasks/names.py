@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-CONTROL, JOBS, VMS = "control", "jobs", "vms"
+CONTROL, JOBS, VMS = QUEUES = "control", "jobs", "vms"
 
 DISPATCH = "remuda.dispatch"
 ENQUEUE = "remuda.enqueue"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,18 @@ def test_celery_looks_as_its_users_expect(system: System) -> None:
     assert system.stop("beat") < 5
     assert system.stop("worker") < 5, system.log("worker")
     assert "Traceback" not in system.log("worker")
+
+
+def test_the_doctor_finds_nothing(system: System) -> None:
+    """On every broker it sees the worker, and that every queue is served."""
+    eventually("a sweep has run", lambda: system.query("SELECT name FROM sweeps"))
+    done = subprocess.run(
+        [sys.executable, "-m", "remuda", "doctor", "--json", "--providers"],
+        env=system.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert {check["status"] for check in checks.values()} == {"ok"}, done.stdout
+    assert checks["queues"]["detail"] == "control 0, jobs 0, vms 0 waiting"

@@ -1,0 +1,96 @@
+"""What the doctor finds in the database: pools in trouble, keys that others can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from remuda.cli import doctor_more, health
+from tests.integration.workbench import Workbench
+
+
+def static(*hosts: dict[str, Any]) -> dict[str, Any]:
+    return {"settings": {"hosts": list(hosts)}}
+
+
+def test_a_pool_that_pauses_is_told(bench: Workbench) -> None:
+    pool = bench.pool("sim", vms=0)
+    assert doctor_more.pools(bench.engine) == ("ok", "1 open pool, none in trouble", "")
+    with bench.engine.begin() as connection:
+        connection.execute(
+            text(
+                """UPDATE pools SET paused_until = now() + interval '1 minute',
+                     message = 'the quota is used up' WHERE id = :id"""
+            ),
+            {"id": pool},
+        )
+    status, detail, advice = doctor_more.pools(bench.engine)
+    assert (status, detail) == ("warn", "sim: the quota is used up")
+    assert "pool show" in advice
+
+
+def test_keys_are_private_or_elsewhere(bench: Workbench, tmp_path: Path) -> None:
+    assert doctor_more.keys(bench.engine)[:2] == ("ok", "no pool names a key file")
+    key = tmp_path / "key"
+    key.write_text("secret")
+    key.chmod(0o600)
+    host = {"address": "h", "host_key": "ssh-ed25519 AAAA"}
+    bench.pool("here", vms=0, **static({**host, "key_file": str(key)}))
+    bench.pool("there", vms=0, **static({**host, "key_file": "/none/key"}))
+    status, detail, _ = doctor_more.keys(bench.engine)
+    assert (status, detail) == (
+        "ok",
+        "1 key file here, private; not on this machine: /none/key (there)",
+    )
+    key.chmod(0o640)
+    status, detail, advice = doctor_more.keys(bench.engine)
+    assert (status, detail, advice) == ("fail", f"others can read {key} (here)", "chmod 600")
+
+
+def test_hosts_without_a_pinned_key_are_told(bench: Workbench) -> None:
+    bench.pool("loose", vms=0, **static({"address": "h"}, {"address": "i", "host_key": "x"}))
+    assert doctor_more.keys(bench.engine)[:2] == ("warn", "hosts without a pinned key in loose")
+
+
+def test_providers_are_asked(bench: Workbench) -> None:
+    bench.pool("sim", vms=0)
+    ((kind, finding),) = doctor_more.providers(bench.engine, bench.settings)
+    assert (kind, finding.status) == ("local", "ok")
+    assert finding.detail.startswith("answers: 0 VMs of pool ")
+
+
+def test_a_provider_that_cannot_be_asked_is_told(bench: Workbench) -> None:
+    bench.pool("sim", vms=0)
+    with bench.engine.begin() as connection:
+        connection.execute(text("UPDATE pools SET provider = 'nonesuch'"))
+    ((kind, finding),) = doctor_more.providers(bench.engine, bench.settings)
+    assert (kind, finding.status) == ("nonesuch", "fail")
+
+
+@pytest.mark.parametrize(
+    ("served", "status"),
+    [
+        ({"w1": {"control", "jobs"}, "w2": {"vms"}}, "ok"),
+        ({"w1": {"control", "jobs"}}, "fail"),
+        ({}, "fail"),
+    ],
+)
+def test_a_queue_that_nobody_serves_is_told(
+    bench: Workbench,
+    monkeypatch: pytest.MonkeyPatch,
+    served: dict[str, set[str]],
+    status: str,
+) -> None:
+    sizes = dict.fromkeys(("control", "jobs", "vms"), 3)
+    monkeypatch.setattr(health, "queue_sizes", lambda *_: sizes)
+    found = doctor_more.queues(bench.settings, served)
+    assert found.status == status
+    assert "jobs 3" in found.detail
+    assert found.status == "ok" or "vms" in found.advice
+    sizes["jobs"] = 10_000
+    assert doctor_more.queues(bench.settings, served).status == (
+        "warn" if status == "ok" else "fail"
+    )
