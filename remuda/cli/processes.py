@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from remuda.cli.base import Command
+from remuda.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from remuda.config import Settings
 
 PASS_ON: dict[str, Any] = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 
@@ -44,10 +48,7 @@ def worker(celery_options: tuple[str, ...]) -> None:
     from remuda.config import load_settings
 
     settings = load_settings()
-    if settings.embedded:
-        from remuda import system
-
-        system.bring_up(settings, processes=False)
+    _check_schema(settings)
     become(
         "worker",
         f"--loglevel={settings.log_level}",
@@ -58,6 +59,25 @@ def worker(celery_options: tuple[str, ...]) -> None:
         "--without-gossip",
         *celery_options,
     )
+
+
+def _check_schema(settings: Settings) -> None:
+    """Bring the embedded database up; raise Refused if another is of another release.
+
+    One that is away, or empty so far, is waited for by the worker itself.
+    """
+    from remuda import system
+    from remuda.cli import health
+
+    if settings.embedded:
+        system.bring_up(settings, processes=False)
+        return
+    try:
+        with health.database(settings) as engine:
+            if system.present_revision(engine) is not None:
+                health.check_schema(engine)
+    except DatabaseUnavailable as error:
+        click.echo(f"remuda: {error.message}; the worker waits for it", err=True)
 
 
 @click.command(

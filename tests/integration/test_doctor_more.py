@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import text
 
-from remuda.cli import doctor_more, health
+from remuda.cli import doctor_more, health, processes
+from remuda.cli.app import root
 from tests.integration.workbench import Workbench
 
 
@@ -94,3 +96,21 @@ def test_a_queue_that_nobody_serves_is_told(
     assert doctor_more.queues(bench.settings, served).status == (
         "warn" if status == "ok" else "fail"
     )
+
+
+def test_a_worker_of_another_release_refuses_to_start(
+    bench: Workbench, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[str] = []
+    monkeypatch.setenv("REMUDA_DATABASE_URL", database_url)
+    monkeypatch.setattr(processes, "become", lambda *words: became.append(words[0]))
+    assert CliRunner().invoke(root, ["worker"]).exit_code == 0
+    with bench.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    refused = CliRunner().invoke(root, ["worker"])
+    assert refused.exit_code == 1
+    assert "remuda db upgrade" in refused.stderr
+    monkeypatch.setenv("REMUDA_DATABASE_URL", "postgresql://nobody@127.0.0.1:9/none")
+    waits = CliRunner().invoke(root, ["worker"])
+    assert (waits.exit_code, "waits for it" in waits.stderr) == (0, True)
+    assert became == ["worker", "worker"]
