@@ -66,6 +66,10 @@ class UnknownOwner(NotFound):
     """There is no owner of that name."""
 
 
+class UnknownLease(NotFound):
+    """There is no lease of that id."""
+
+
 class InstanceNotFound(NotFound, KeyError):
     """There is no VM of that id."""
 

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from remuda import system
+from remuda.client.lease_room import LeaseRoom
 from remuda.client.waiting import WaitingRoom
 from remuda.config import Settings
 from remuda.errors import BadInput, DatabaseUnavailable
@@ -44,6 +45,7 @@ class Context:
         self._lock = threading.Lock()
         self._connect(system.bring_up(settings) if start else system.database_url(settings))
         self.waiting = WaitingRoom(self)
+        self.leases = LeaseRoom(self)
         _contexts.add(self)
 
     @cached_property
@@ -108,6 +110,7 @@ class Context:
     def close(self) -> None:
         """Stop waiting and give the connections back; a later call opens new ones."""
         self.waiting.close()
+        self.leases.close()
         self._engine.dispose()
 
     def after_fork(self) -> None:
@@ -115,6 +118,7 @@ class Context:
         self._lock = threading.Lock()
         self._engine.dispose(close=False)
         self.waiting = WaitingRoom(self)
+        self.leases = LeaseRoom(self)
 
     def _connect(self, url: str) -> None:
         self._url = url

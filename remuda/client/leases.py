@@ -1,36 +1,38 @@
-"""A machine without a job: leases that renew themselves while they are held."""
+"""A machine without a job: leases that are renewed while they are held."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection
-
-from remuda.errors import DatabaseUnavailable, NoVmAvailable, RemudaError, StaleHolder
+from remuda.errors import DatabaseUnavailable, NoVmAvailable, Refused
+from remuda.models import lease_requests
 from remuda.models import leases as models
-from remuda.models import requests
-from remuda.models.database import WAKE_CHANNEL, Listener
+from remuda.models.lease_requests import Answer, Wanted
 from remuda.models.submit import owner_id
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from remuda.client.context import Context
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.5
-_REQUEST_TTL_S = 60.0
-_TRIES = 5  # a dispatcher may hold a VM's row for the moment
+_POLL_S = 2.0  # a look in case a notification was lost
 
 
 @dataclass(frozen=True, slots=True)
 class LeasedVm:
-    """How to reach a leased VM. `details`: all that its provider says; `port` None: no ssh."""
+    """How to reach a leased VM. `details`: all that its provider says; `port` None: no ssh.
+
+    `key_file`: the private key to log in with, on machines that have it, and `host_key` the only
+    public key the VM may show; None: as `ssh` has it.
+    """
 
     id: int
     name: str
@@ -40,58 +42,72 @@ class LeasedVm:
     private_ip: str | None
     public_ip: str | None
     details: Mapping[str, Any]
+    key_file: str | None = None
+    host_key: str | None = None
 
 
 class Lease:
     """The right to slots of a VM, until `release` or the end of the `with` block.
 
-    It is renewed in the background; when that fails for a whole ttl (or somebody ended it) it is
-    `lost`, and its slots may be somebody else's.
+    It is renewed in the background; when that fails for a whole ttl, or somebody ended it, it is
+    `lost`, and its slots may be somebody else's. `token` is the fencing token: who has it holds the
+    lease, and it is never given again.
     """
 
     def __init__(self, context: Context, row: Mapping[str, Any], *, ttl_s: float) -> None:
         """`row`: what `remuda.models.leases.acquire` returned."""
         self.id: int = row["id"]
         self.vm = _vm(row)
+        self.slots: int = row["slots"]
+        self.token = str(row["token"])
         self.expires_at: datetime = row["expires_at"]
+        self.ttl_s = ttl_s
         self.lost = False
+        self.held_until = time.monotonic() + ttl_s
+        self.renew_at = time.monotonic() + ttl_s / 3
         self._context = context
-        self._token = row["token"]
-        self._ttl_s = ttl_s
-        self._held_until = time.monotonic() + ttl_s
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="remuda-lease", daemon=True)
-        self._thread.start()
+        self._ended = False
+        self._gone = threading.Event()
+        self._callbacks: list[Callable[[], object]] = []
+        context.leases.hold(self)
 
     def renew(self) -> None:
         """Extend it by its ttl from now; raises StaleHolder when it is over."""
         began = time.monotonic()
-        self._context.commit(lambda c: models.renew(c, self.id, self._token, ttl_s=self._ttl_s))
-        self._held_until = began + self._ttl_s
+        self._context.commit(lambda c: models.renew(c, self.id, self.token, ttl_s=self.ttl_s))
+        self.held_until = began + self.ttl_s
 
     def release(self) -> bool:
         """Give the slots back; False if it was over already."""
-        self._over.set()
-        released = self._context.commit(lambda c: models.release(c, self.id, self._token))
-        return bool(released)
+        self._ended = True
+        self._context.leases.drop(self)
+        return release(self._context, self.id, self.token)
 
-    def _keep(self) -> None:
-        pause = self._ttl_s / 3
-        while not self._over.wait(pause):
-            try:
-                self.renew()
-                pause = self._ttl_s / 3
-            except StaleHolder:
-                if not self._over.is_set():
-                    self.lost = True
-                    log.error("lease %d on VM %s is over", self.id, self.vm.name)
-                return
-            except RemudaError as error:
-                left = self._held_until - time.monotonic()
-                log.warning("lease %d cannot be renewed, %.0f s left: %s", self.id, left, error)
-                if left <= 0:
-                    self.lost = True
-                pause = max(0.1, self._ttl_s / 30)
+    def wait_lost(self, timeout_s: float | None = None) -> bool:
+        """Wait until it is lost; False when it was not in time."""
+        return self._gone.wait(timeout_s)
+
+    def when_lost(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called, by another thread, as soon as it is lost."""
+        self._callbacks.append(callback)
+        if self.lost:
+            callback()
+
+    def renewed(self, expires_at: datetime, *, began: float) -> None:
+        """Note a renewal in the background."""
+        self.expires_at = expires_at
+        self.held_until = began + self.ttl_s
+        self.renew_at = began + self.ttl_s / 3
+
+    def over(self) -> None:
+        """Note that it is over."""
+        if self._ended or self.lost:
+            return
+        self.lost = True
+        log.error("lease %d on VM %s is over", self.id, self.vm.name)
+        self._gone.set()
+        for callback in list(self._callbacks):
+            callback()
 
     def __enter__(self) -> Lease:
         return self
@@ -103,113 +119,101 @@ class Lease:
         return f"<Lease {self.id} on VM {self.vm.name}>"
 
 
-def acquire(
-    context: Context,
-    *,
-    pool_ids: Sequence[int],
-    owner: str,
-    sandbox: str,
-    slots: int,
-    ttl_s: float,
-    timeout_s: float | None,
-) -> Lease:
-    """Lease slots of a free VM of the pools, in their order.
+def release(context: Context, lease_id: int, token: str) -> bool:
+    """End a lease by its token; False if it was over. Who waits for its VM gets it next."""
 
-    With a time-out the pools grow for it meanwhile. Raises NoVmAvailable.
+    def work(connection: Connection) -> tuple[bool, bool]:
+        done = models.release(connection, lease_id, token)
+        return done, done and lease_requests.anybody_waits(connection)
+
+    done, somebody = context.commit(work)
+    if somebody:
+        context.commit(lease_requests.serve)
+    return done
+
+
+def acquire(context: Context, wanted: Wanted, *, timeout_s: float | None) -> Lease:
+    """Lease what is wanted; with a time-out wait for it, the pools growing meanwhile.
+
+    Raises NoVmAvailable with the reason, Refused when it can never be.
     """
+    began = time.monotonic()
 
-    def attempt() -> Lease | None:
-        row = context.commit(work)
-        return Lease(context, row, ttl_s=ttl_s) if row is not None else None
-
-    def work(connection: Connection) -> dict[str, Any] | None:
+    def at_once(connection: Connection) -> Mapping[str, Any] | None:
         return models.acquire(
             connection,
-            pool_ids=pool_ids,
-            owner=owner_id(connection, owner),
-            sandbox=sandbox,
-            slots=slots,
-            ttl_s=ttl_s,
+            pool_ids=wanted.pool_ids,
+            owner=owner_id(connection, wanted.owner),
+            sandbox=wanted.sandbox,
+            slots=wanted.slots,
+            ttl_s=wanted.ttl_s,
+            task_id=wanted.task_id,
+            build_id=wanted.build_id,
+            labels=wanted.labels,
+            holder=wanted.holder,
         )
 
-    if timeout_s is None:
-        for again in range(_TRIES):
-            if (lease := attempt()) is not None:
-                return lease
-            time.sleep(0.005 * 2**again)
-        raise NoVmAvailable("no VM of these pools is free now", hint="give a timeout to wait")
-    deadline = time.monotonic() + timeout_s
-    if (lease := attempt()) is not None:
-        return lease
-    with _Demand(context, pool_ids, slots=slots, timeout_s=timeout_s) as demand:
-        while True:
-            if (lease := attempt()) is not None:
-                return lease
+    row = context.commit(at_once)
+    if row is not None:
+        return Lease(context, row, ttl_s=wanted.ttl_s)
+    answer = context.commit(lambda c: lease_requests.request(c, wanted, wait_s=timeout_s))
+    if answer.waits is not None:
+        answer = _waited(context, answer.waits, deadline=began + (timeout_s or 0.0))
+    if answer.lease is not None:
+        return Lease(context, answer.lease, ttl_s=wanted.ttl_s)
+    if answer.refused:
+        raise Refused(f"the lease can never be had: {answer.reason}")
+    when = "is free now" if timeout_s is None else f"became free in {timeout_s:g} s"
+    raise NoVmAvailable(
+        f"no VM of these pools {when}: {answer.reason}",
+        hint="give a timeout to wait" if timeout_s is None else "`remuda lease waiting` tells more",
+    )
+
+
+def _waited(context: Context, request_id: int, *, deadline: float) -> Answer:
+    """Return what came of a request by its deadline; it is gone then."""
+    event = context.leases.watch(request_id)
+    left = deadline - time.monotonic()
+    try:
+        while left > 0:
+            event.wait(min(left, _POLL_S))
+            event.clear()
             left = deadline - time.monotonic()
-            if left <= 0:
-                raise NoVmAvailable(f"no VM of these pools became free in {timeout_s:g} s")
-            demand.wait(min(left, _POLL_S))
+            if left > 0:
+                answer = _looked(context, request_id, stay=True)
+                if answer is not None and answer.waits is None:
+                    return answer
+        return context.commit(lambda c: lease_requests.pick_up(c, request_id, stay=False))
+    except BaseException:
+        _withdraw(context, request_id)
+        raise
+    finally:
+        context.leases.forget(request_id)
 
 
-class _Demand:
-    """Lets the pools know that somebody waits, and hears when something changed."""
+def _looked(context: Context, request_id: int, *, stay: bool) -> Answer | None:
+    try:
+        return context.commit(lambda c: lease_requests.pick_up(c, request_id, stay=stay))
+    except DatabaseUnavailable as error:  # it comes back, or the deadline does
+        log.warning("a lease is waited for without the database: %s", error)
+        context.revive()
+        return None
 
-    def __init__(
-        self, context: Context, pool_ids: Sequence[int], *, slots: int, timeout_s: float
-    ) -> None:
-        self._context = context
-        self._pool_ids = pool_ids
-        self._slots = slots
-        self._ttl_s = min(_REQUEST_TTL_S, max(5.0, timeout_s))
-        self._ids: list[int] = []
-        self._renew_at = 0.0
-        self._listener: Listener | None = None
 
-    def __enter__(self) -> _Demand:
-        self._listen()
-        self._ids = self._context.commit(
-            lambda c: requests.request_lease(
-                c, self._pool_ids, slots=self._slots, ttl_s=self._ttl_s
-            )
-        )
-        self._renew_at = time.monotonic() + self._ttl_s / 3
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._listener is not None:
-            self._listener.close()
-        try:
-            self._context.commit(lambda c: requests.withdraw_requests(c, self._ids))
-        except DatabaseUnavailable as error:
-            log.warning("a lease request stays until it expires: %s", error)
-
-    def wait(self, timeout_s: float) -> None:
-        """Return when something changed, or after `timeout_s`."""
-        if time.monotonic() >= self._renew_at:
-            self._context.commit(lambda c: requests.renew_requests(c, self._ids, ttl_s=self._ttl_s))
-            self._renew_at = time.monotonic() + self._ttl_s / 3
-            self._context.revive()
-        if self._listener is None:
-            time.sleep(min(timeout_s, 0.2))
-            self._listen()
-            return
-        try:
-            self._listener.wait(timeout_s)
-        except DatabaseUnavailable:
-            self._listener.close()
-            self._listener = None
-
-    def _listen(self) -> None:
-        try:
-            self._listener = Listener(self._context.url, [WAKE_CHANNEL])
-        except DatabaseUnavailable:
-            self._context.revive()
+def _withdraw(context: Context, request_id: int) -> None:
+    """Give up a request and what it may have been granted."""
+    try:
+        answer = context.commit(lambda c: lease_requests.pick_up(c, request_id, stay=False))
+        if answer.lease is not None:
+            release(context, answer.lease["id"], str(answer.lease["token"]))
+    except DatabaseUnavailable as error:
+        log.warning("a lease request stays until it expires: %s", error)
 
 
 def _vm(row: Mapping[str, Any]) -> LeasedVm:
     details = row["address"] or {}
     # A VM with nothing but a home is a part of this machine: there is nothing to log in to.
-    host = details.get("host")
+    host = details.get("address") or details.get("host")
     if host is None and "home" not in details:
         host = row["public_ip"] or row["private_ip"]
     return LeasedVm(
@@ -221,4 +225,6 @@ def _vm(row: Mapping[str, Any]) -> LeasedVm:
         private_ip=row["private_ip"],
         public_ip=row["public_ip"],
         details=dict(details),
+        key_file=details.get("key_file"),
+        host_key=details.get("host_key"),
     )

@@ -1,23 +1,18 @@
-"""What the client offers of VMs: lists of them, drains and ends, leases without a job."""
+"""What the client offers of VMs: lists of them, drains and ends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from remuda.checks import seconds, whole
-from remuda.client import leases
+from remuda.client.leasing import Leasing
 from remuda.client.looking import Looking
 from remuda.client.pools import Pool
 from remuda.client.vms import VmInfo, vm_info
-from remuda.errors import BadInput, Refused
 from remuda.models import query, requests
-from remuda.models.states import OPEN_POOL, PoolState
-
-_MAX_TTL_S = 7 * 86_400
 
 
-class Machines(Looking):
+class Machines(Looking, Leasing):
     """The VMs' part of `remuda.client.Client`."""
 
     def vms(
@@ -73,40 +68,3 @@ class Machines(Looking):
         Returns whether it goes at once. Raises InstanceNotFound, IllegalTransition.
         """
         return self._context.commit(lambda c: requests.stop_vm(c, vm_id, now=now))
-
-    def acquire(
-        self,
-        *,
-        pools: Sequence[Pool | str],
-        owner: str | None = None,
-        sandbox: str = "",
-        slots: int = 1,
-        ttl_s: float = 900,
-        timeout: float | None = None,
-    ) -> leases.Lease:
-        """Lease `slots` of a VM without a job, from the first of the pools that has one free.
-
-        It renews itself until released; without that it ends after `ttl_s`. `timeout`: how long to
-        wait, in seconds, the pools growing meanwhile; None: not at all. Raises NoVmAvailable,
-        UnknownPool, Refused when a pool is not open.
-        """
-        if isinstance(pools, (str, Pool)) or not pools:
-            raise BadInput("pools must be a list of at least one pool")
-        rows = [self._pool_row(pool) for pool in pools]
-        whole("slots", slots, least=1, most=100_000)
-        for row in rows:
-            if row["state"] not in (*OPEN_POOL, PoolState.FAILURE):
-                raise Refused(f"pool {row['name']} is {row['state']}", hint="submit it first")
-        if all(slots > row["slots_per_vm"] for row in rows):
-            raise BadInput(f"no VM of these pools has {slots} slots (slots_per_vm)")
-        return leases.acquire(
-            self._context,
-            pool_ids=[row["id"] for row in rows],
-            owner=owner or self._context.owner,
-            sandbox=sandbox,
-            slots=slots,
-            ttl_s=seconds("ttl_s", ttl_s, most=_MAX_TTL_S),
-            timeout_s=None
-            if timeout is None
-            else seconds("timeout", timeout, most=_MAX_TTL_S, zero=True),
-        )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from remuda.checks import seconds, shown, whole
+from remuda.constraints import tags_of
 from remuda.errors import BadInput
 from remuda.models.pool_life import SETTABLE
 from remuda.offers import offer_row, offers_of
@@ -144,6 +145,20 @@ def _words(what: str, value: Any) -> list[str]:
     return list(_plain(what, words))
 
 
+def _priorities(what: str, value: Any) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        raise BadInput(f"{what} must be a mapping of tags to whole numbers, not {shown(value)}")
+    tags = tags_of(list(value))
+    return {
+        tag: whole(f"{what}[{shown(tag)}]", value[tag], least=-1_000_000, most=1_000_000)
+        for tag in tags
+    }
+
+
+def _some_time(what: str, value: Any) -> float | None:
+    return None if value is None else seconds(what, value, most=_YEAR_S, zero=True)
+
+
 def _plain(what: str, value: Any) -> Any:
     try:
         text = json.dumps(value, allow_nan=False)
@@ -194,4 +209,13 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "dead_man_s": lambda what, v: None if v is None else _period(what, v),
     "dead_man_command": _command,
     "reboot_command": _command,
+    "max_vms_per_owner": lambda what, v: (
+        None if v is None else whole(what, v, least=0, most=100_000)
+    ),
+    "tag_priorities": _priorities,
+    "reuse_opportunity_s": _some_time,
+    "reuse_max_count": lambda what, v: (
+        None if v is None else whole(what, v, least=0, most=2**31 - 1)
+    ),
+    "reuse_max_s": _some_time,
 }

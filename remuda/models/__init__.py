@@ -4,6 +4,7 @@ from remuda.models.attempts import Attempt, AttemptOutput, Event, OutputChunk, S
 from remuda.models.base import Base
 from remuda.models.command_vms import CommandCounter, CommandVm
 from remuda.models.jobs import Job, JobArray, JobSpecRow
+from remuda.models.lease_tables import Lease, LeaseRequest
 from remuda.models.pools import Image, OfferRefusal, Owner, Pool
 from remuda.models.states import (
     AttemptState,
@@ -13,7 +14,7 @@ from remuda.models.states import (
     Reason,
     VmState,
 )
-from remuda.models.vms import Heartbeat, Lease, LeaseRequest, UnownedMachine, Vm
+from remuda.models.vms import Heartbeat, UnownedMachine, Vm
 
 __all__ = [
     "Attempt",

@@ -19,8 +19,9 @@ from remuda.errors import ConfigError, DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
-WAKE_CHANNEL = "remuda_wake"  # to the workers: dispatch, cancel, follow, pool, vm
+WAKE_CHANNEL = "remuda_wake"  # to the workers: dispatch, cancel, lease, pool, vm
 DONE_CHANNEL = "remuda_done"  # to waiting producers: ids of ended jobs, "1,2,3"
+LEASE_CHANNEL = "remuda_lease"  # to who waits for or holds a lease: "served ID", "over ID"
 OUTPUT_CHANNEL = "remuda_output"  # to followers: "job id"
 
 _RETRYABLE = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected)

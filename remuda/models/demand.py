@@ -25,10 +25,7 @@ _KINDS = 50  # of a pool's latest VMs tell what the next one will be like
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`count` waiting jobs that ask for the same; `owner_id`: whose, in a pool that isolates.
-
-    `owner_id` 0: of a lease that is waited for, whoever wants it.
-    """
+    """`count` waiting jobs or leases that ask for the same; `owner_id`: whose, where the pool isolates."""
 
     count: int
     cores: int
@@ -112,9 +109,14 @@ _SHAPES = f"""
 
 _LIMITED = "SELECT id, max_running FROM arrays WHERE max_running IS NOT NULL AND ended < size"
 
+# Leases that are waited for, and would be given, if there were a VM more.
 _WISHES = """
-    SELECT slots, count(*) AS count FROM lease_requests
-    WHERE pool_id = :pool AND slots <= :slots AND expires_at > now() GROUP BY slots
+    SELECT coalesce(slots, :slots) AS cores, coalesce(slots, 1) AS least, owner_id, sandbox,
+           pool_ids, count(*) AS count
+    FROM lease_requests
+    WHERE pool_ids @> ARRAY[CAST(:pool AS bigint)] AND coalesce(slots, 1) <= :slots
+      AND lease_id IS NULL AND grows AND NOT refused AND expires_at > now()
+    GROUP BY 1, 2, 3, 4, 5 ORDER BY min(id)
 """
 
 _LIMITS = f"""
@@ -178,7 +180,8 @@ def demand_of(connection: Connection, pool: Mapping[str, Any]) -> tuple[int, lis
         memory_bytes=mine.memory_bytes,
         gpus=mine.gpus,
     )
-    others = {i for row in found for i in row["pool_ids"] or ()} - limits.keys()
+    wishes = rows(connection, _WISHES, pool=pool_id, slots=mine.slots)
+    others = {i for row in (*found, *wishes) for i in row["pool_ids"] or ()} - limits.keys()
     limits |= limits_of(connection, sorted(others)) if others else {}
     slots = int(found[0]["all_slots"]) if found else 0
     shapes: list[Shape] = []
@@ -192,9 +195,12 @@ def demand_of(connection: Connection, pool: Mapping[str, Any]) -> tuple[int, lis
         if count:
             whose = {"owner_id": row["owner_id"], "sandbox": row["sandbox"]}
             shapes.append(Shape(count=count, **wanted, **whose))
-    for row in rows(connection, _WISHES, pool=pool_id, slots=mine.slots):
-        slots += row["count"] * row["slots"]
-        shapes.append(Shape(count=row["count"], cores=row["slots"], owner_id=0))
+    for row in wishes:
+        wanted = {**dict.fromkeys(_FIELDS), "cores": row["least"], "memory_bytes": 0, "gpus": 0}
+        if _is_here(mine, row["pool_ids"], limits, wanted):
+            slots += row["count"] * row["cores"]
+            whose = {"owner_id": row["owner_id"], "sandbox": row["sandbox"]}
+            shapes.append(Shape(count=row["count"], cores=row["cores"], **whose))
     return slots, shapes
 
 

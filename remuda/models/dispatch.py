@@ -79,7 +79,7 @@ _LOCK_VMS = f"""
     SELECT v.id, v.pool_id, v.slots, v.memory_bytes, v.gpus, v.architecture, v.facts, p.isolation,
            v.bound_owner_id, v.bound_sandbox
     FROM vms v JOIN pools p ON p.id = v.pool_id
-    WHERE v.state = 'RUNNING' AND NOT v.draining
+    WHERE v.state = 'RUNNING' AND NOT v.draining AND v.release_due_at IS NULL
       AND v.pool_id IN (SELECT p.id FROM pools p WHERE {_WANTED})
     ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED
 """

@@ -1,51 +1,60 @@
 """Leases without a job: an owner's right to slots of a VM until it expires.
 
 Acquisition is one transaction under the VM's row lock, so slots are never given twice, and a VM of a
-pool that isolates is bound to its first owner (and sandbox) before anybody else sees it.
+pool that isolates is bound to its first owner (and sandbox) before anybody else sees it. Whoever
+ends a lease locks the VM first, as everybody does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from remuda.errors import StaleHolder
-from remuda.models.base import sql_list
-from remuda.models.database import rows
-from remuda.models.states import OPEN_POOL
+from remuda.errors import IllegalTransition, StaleHolder, UnknownLease
+from remuda.models.database import LEASE_CHANNEL, rows
+from remuda.models.leasing import SPENT, USED, WORN, allowances, take_one
+from remuda.models.vm_life import close_idle
 
-_CANDIDATES = f"""
-    SELECT v.id FROM vms v JOIN pools p ON p.id = v.pool_id
-    WHERE v.state = 'RUNNING' AND NOT v.draining AND v.slots >= :slots AND p.id = ANY(:pools)
-      AND p.state IN ({sql_list(OPEN_POOL)})
-      AND v.slots - :slots >= (SELECT coalesce(sum(cores), 0) FROM attempts a
-            WHERE a.vm_id = v.id AND a.state IN ('PLACED', 'STARTED', 'EXITED'))
-          + (SELECT coalesce(sum(slots), 0) FROM leases l
-             WHERE l.vm_id = v.id AND NOT l.for_jobs AND l.released_at IS NULL)
-      -- A VM that is bound serves whom it is bound to, and after a single use nobody.
-      AND (p.isolation = 'shared' OR v.bound_owner_id IS NULL
-           OR v.bound_owner_id = :owner AND (p.isolation = 'owner'
-                OR p.isolation = 'sandbox' AND v.bound_sandbox = :sandbox))
-    -- The user's order of pools first, then the VM this owner and sandbox used last.
-    ORDER BY array_position(:pools, p.id), v.bound_owner_id IS NOT NULL DESC,
-      EXISTS (SELECT FROM leases l WHERE l.vm_id = v.id AND l.owner_id = :owner
-              AND l.sandbox = :sandbox) DESC, v.id
-    LIMIT 1 FOR NO KEY UPDATE OF v SKIP LOCKED
-"""
-
-# As for jobs: see remuda.models.dispatch.
-_BIND = text("""
-    UPDATE vms SET bound_owner_id = :owner, bound_sandbox = :sandbox,
-      draining = draining OR p.isolation = 'single_use'
-    FROM pools p
-    WHERE vms.id = :vm AND p.id = vms.pool_id AND p.isolation <> 'shared'
-      AND vms.bound_owner_id IS NULL
+_WAITING = text("""
+    SELECT EXISTS (SELECT FROM lease_requests WHERE lease_id IS NULL AND NOT refused
+                   AND expires_at > now() AND pool_ids && CAST(:pools AS bigint[]))
 """)
 
-_THIS_ONE = _CANDIDATES.replace("WHERE", "WHERE v.id = :vm AND", 1)
+_END = """
+    WITH v AS (
+      SELECT v.id FROM vms v WHERE v.id IN (
+        SELECT l.vm_id FROM leases l WHERE NOT l.for_jobs AND l.released_at IS NULL AND {which})
+      ORDER BY v.id FOR NO KEY UPDATE
+    )
+    UPDATE leases l SET released_at = now(), ended = :ended FROM v
+    WHERE l.vm_id = v.id AND NOT l.for_jobs AND l.released_at IS NULL AND {which}
+    RETURNING l.id, l.vm_id
+"""
+
+_OF_HOLDER = _END.format(which="l.id = :id AND l.token = :token")
+_OF_ID = _END.format(which="l.id = :id")
+_OVERDUE = _END.format(which="l.expires_at < now()")
+_OF_POOL = _END.format(which="l.vm_id IN (SELECT id FROM vms WHERE pool_id = :pool)")
+
+_FREE = f"""
+    WITH f AS (
+      SELECT v.id, u.holders IS NULL AS unused, v.draining OR {SPENT} AS over
+      FROM vms v JOIN pools p ON p.id = v.pool_id {USED} WHERE v.id = ANY(:ids)
+    )
+    UPDATE vms SET busy_at = now(),
+      release_due_at = CASE WHEN vms.release_hook AND f.unused AND vms.state = 'RUNNING' AND NOT f.over
+                            THEN now() ELSE vms.release_due_at END
+    FROM f WHERE vms.id = f.id RETURNING vms.id, f.over
+"""
+
+# A VM of which the reuse is at its end just now: nobody has anything on it.
+_OVER = f"""
+    SELECT v.id FROM vms v JOIN pools p ON p.id = v.pool_id {USED}
+    WHERE v.state = 'RUNNING' AND v.lease_count > 0 AND u.slots = 0 AND {WORN} ORDER BY v.id
+"""
 
 
 def acquire(
@@ -54,109 +63,206 @@ def acquire(
     pool_ids: Sequence[int],
     owner: int,
     sandbox: str,
-    slots: int,
+    slots: int | None,
     ttl_s: float,
+    task_id: str | None = None,
+    build_id: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    holder: str = "",
 ) -> dict[str, Any] | None:
-    """Lease `slots` of a free VM of the pools, in their order; None when there is none now.
+    """Lease `slots` (None: all) of a free VM of the pools, in their order; None when there is none.
 
-    Returns the lease (id, token, expires_at) with the VM (vm_id, name, address, ips).
+    Nor does it overtake anybody who waits for one of these pools: see `lease_requests`. Returns the
+    lease (id, token, expires_at, slots) with the VM (vm_id, name, address, ips).
     """
-    wanted = {
-        "slots": slots,
-        "pools": list(pool_ids),
-        "owner": owner,
-        "sandbox": sandbox,
-    }
-    while found := rows(connection, _CANDIDATES, **wanted):
-        # Looked at again, now that the row is locked: a dispatcher may have been quicker. Then the
-        # next look at all VMs sees what it placed, too, and finds another one.
-        if rows(connection, _THIS_ONE, vm=found[0]["id"], **wanted):
-            break
-    else:
+    if connection.scalar(_WAITING, {"pools": list(pool_ids)}):
         return None
-    vm = found[0]["id"]
-    connection.execute(_BIND, {"vm": vm, "owner": owner, "sandbox": sandbox})
-    made = rows(
+    allowed = allowances(connection, [owner], pool_ids).get(owner)
+    more = list(pool_ids)
+    if allowed is not None:
+        left = allowed.most is None or allowed.has < allowed.most
+        full = {pool for pool, (most, has) in allowed.pools.items() if has >= most}
+        more = [pool for pool in pool_ids if left and pool not in full]
+    return take_one(
         connection,
-        """WITH l AS (
-             INSERT INTO leases (vm_id, owner_id, sandbox, for_jobs, slots, expires_at)
-             VALUES (:vm, :owner, :sandbox, false, :slots, now() + make_interval(secs => :ttl))
-             RETURNING id, vm_id, token, expires_at)
-           SELECT l.*, v.name, v.address, v.private_ip, v.public_ip FROM l JOIN vms v ON v.id = l.vm_id""",
-        vm=vm,
+        pool_ids=pool_ids,
         owner=owner,
         sandbox=sandbox,
         slots=slots,
-        ttl=ttl_s,
+        ttl_s=ttl_s,
+        more=more,
+        task_id=task_id,
+        build_id=build_id,
+        labels=labels or {},
+        holder=holder,
     )
-    return dict(made[0])
 
 
-def renew(connection: Connection, lease_id: int, token: UUID, *, ttl_s: float) -> None:
+def renew(connection: Connection, lease_id: int, token: UUID | str, *, ttl_s: float) -> None:
     """Extend the lease to `ttl_s` seconds from now.
 
     Raises StaleHolder when it is over, or its VM on the way out.
     """
-    done = connection.execute(
-        text(
-            """UPDATE leases SET expires_at = now() + make_interval(secs => :ttl)
-               WHERE id = :id AND token = :token AND released_at IS NULL
-                 AND EXISTS (SELECT FROM vms WHERE vms.id = leases.vm_id
-                             AND vms.state IN ('RUNNING', 'STALLED'))"""
-        ),
-        {"id": lease_id, "token": token, "ttl": ttl_s},
-    )
-    if done.rowcount == 0:
+    if not renew_many(connection, [(lease_id, token, ttl_s)]):
         raise StaleHolder(f"lease {lease_id} is over", hint="acquire a new one")
 
 
-def release(connection: Connection, lease_id: int, token: UUID) -> bool:
-    """End the lease; False when it was over already (a second call is harmless)."""
-    released = connection.scalar(
+def renew_many(
+    connection: Connection, held: Sequence[tuple[int, UUID | str, float]]
+) -> dict[int, Any]:
+    """Extend leases, given as (id, token, ttl_s); return when each that is not over now expires."""
+    found = connection.execute(
         text(
-            """UPDATE leases SET released_at = now()
-               WHERE id = :id AND token = :token AND released_at IS NULL RETURNING vm_id"""
+            """UPDATE leases SET expires_at = now() + make_interval(secs => r.ttl)
+               FROM unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[]), CAST(:ttls AS float8[]))
+                      AS r(id, token, ttl)
+               WHERE leases.id = r.id AND leases.token = r.token AND released_at IS NULL
+                 AND EXISTS (SELECT FROM vms WHERE vms.id = leases.vm_id
+                             AND vms.state IN ('RUNNING', 'STALLED'))
+               RETURNING leases.id, expires_at"""
         ),
-        {"id": lease_id, "token": token},
+        {
+            "ids": [lease_id for lease_id, _, _ in held],
+            "tokens": [str(token) for _, token, _ in held],
+            "ttls": [ttl_s for _, _, ttl_s in held],
+        },
     )
-    if released is not None:
-        _free(connection, [released])
-    return released is not None
+    return {row.id: row.expires_at for row in found}
+
+
+def release(connection: Connection, lease_id: int, token: UUID | str) -> bool:
+    """End the lease; False when it was over already (a second call is harmless)."""
+    ended = rows(connection, _OF_HOLDER, id=lease_id, token=token, ended="released")
+    _free(connection, ended)
+    return bool(ended)
+
+
+def revoke(connection: Connection, lease_id: int) -> None:
+    """End the lease whoever holds it, who is told at once.
+
+    Raises UnknownLease, or IllegalTransition when it was over.
+    """
+    ended = rows(connection, _OF_ID, id=lease_id, ended="revoked")
+    _tell(connection, ended)
+    _free(connection, ended)
+    if ended:
+        return
+    found = rows(connection, "SELECT ended, for_jobs FROM leases WHERE id = :id", id=lease_id)
+    if not found or found[0]["for_jobs"]:
+        raise UnknownLease(f"there is no lease {lease_id}", hint="`remuda lease list`")
+    raise IllegalTransition(f"lease {lease_id} is over: it was {found[0]['ended'] or 'released'}")
 
 
 def expire(connection: Connection) -> int:
     """End the leases whose time is over; return how many."""
-    ended = list(
-        connection.scalars(
-            text(
-                """UPDATE leases SET released_at = now()
-                   WHERE NOT for_jobs AND released_at IS NULL AND expires_at < now() RETURNING vm_id"""
-            )
-        )
-    )
+    ended = rows(connection, _OVERDUE, ended="expired")
+    _tell(connection, ended)
     _free(connection, ended)
     return len(ended)
 
 
 def release_all(connection: Connection, pool_id: int) -> int:
     """End every lease without a job on the pool's VMs, whoever holds it; return how many."""
-    ended = list(
-        connection.scalars(
-            text(
-                """UPDATE leases l SET released_at = now() FROM vms v
-                   WHERE v.id = l.vm_id AND v.pool_id = :pool AND NOT l.for_jobs
-                     AND l.released_at IS NULL RETURNING l.vm_id"""
-            ),
-            {"pool": pool_id},
-        )
-    )
+    ended = rows(connection, _OF_POOL, pool=pool_id, ended="revoked")
+    _tell(connection, ended)
     _free(connection, ended)
     return len(ended)
 
 
-def _free(connection: Connection, vm_ids: Sequence[int]) -> None:
-    if vm_ids:
+def end_worn(connection: Connection) -> list[int]:
+    """Bring VMs that are not to be leased again, and serve nobody now, to STOPPING; return them."""
+    found = [row["id"] for row in rows(connection, _OVER)]
+    return close_idle(connection, found) if found else []
+
+
+def listing(
+    connection: Connection,
+    *,
+    owner: str | None = None,
+    pool_id: int | None = None,
+    task_id: str | None = None,
+    build_id: str | None = None,
+    ended: bool = False,
+    limit: int = 1000,
+) -> list[dict[str, Any]]:
+    """Return the leases without a job that meet every filter, newest last; ended ones if told."""
+    found = rows(
+        connection,
+        """SELECT * FROM (
+             SELECT l.id, v.name AS vm, l.vm_id, p.name AS pool, o.name AS owner, l.sandbox,
+                    l.slots, l.task_id, l.build_id, l.labels, l.holder, l.acquired_at,
+                    l.expires_at, l.released_at,
+                    CASE WHEN l.released_at IS NOT NULL THEN coalesce(l.ended, 'released') END
+                      AS ended
+             FROM leases l JOIN vms v ON v.id = l.vm_id JOIN pools p ON p.id = v.pool_id
+             JOIN owners o ON o.id = l.owner_id
+             WHERE NOT l.for_jobs AND (:ended OR l.released_at IS NULL)
+               AND (CAST(:owner AS text) IS NULL OR o.name = :owner)
+               AND (CAST(:pool AS bigint) IS NULL OR v.pool_id = :pool)
+               AND (CAST(:task AS text) IS NULL OR l.task_id = :task)
+               AND (CAST(:build AS text) IS NULL OR l.build_id = :build)
+             ORDER BY l.id DESC LIMIT :limit) AS l ORDER BY id""",
+        owner=owner,
+        pool=pool_id,
+        task=task_id,
+        build=build_id,
+        ended=ended,
+        limit=limit,
+    )
+    return [dict(row) for row in found]
+
+
+def due_releases(connection: Connection) -> list[int]:
+    """Return the VMs that their providers are to make ready for their next users."""
+    found = rows(
+        connection, "SELECT id FROM vms WHERE state = 'RUNNING' AND release_due_at <= now()"
+    )
+    return [row["id"] for row in found]
+
+
+def begin_release(connection: Connection, vm_id: int, *, most_s: float) -> bool:
+    """Take on a VM's release for `most_s` seconds; False if another did, or there is none due."""
+    done = connection.execute(
+        text(
+            """UPDATE vms SET release_due_at = now() + make_interval(secs => :most)
+               WHERE id = :vm AND state = 'RUNNING' AND release_due_at <= now()"""
+        ),
+        {"vm": vm_id, "most": most_s},
+    )
+    return done.rowcount == 1
+
+
+def end_release(connection: Connection, vm_id: int) -> None:
+    """Note that the VM is ready for its next user."""
+    connection.execute(
+        text("UPDATE vms SET release_due_at = NULL WHERE id = :vm AND release_due_at IS NOT NULL"),
+        {"vm": vm_id},
+    )
+    connection.execute(text("SELECT pg_notify('remuda_wake', 'dispatch')"))
+
+
+def _free(connection: Connection, ended: Sequence[Mapping[str, Any]]) -> None:
+    """Note that VMs have room again; those that serve nobody any more are on their way out."""
+    if not ended:
+        return
+    freed = rows(connection, _FREE, ids=sorted({row["vm_id"] for row in ended}))
+    over = [row["id"] for row in freed if row["over"]]
+    if over and close_idle(connection, over):
+        connection.execute(text("SELECT pg_notify('remuda_wake', 'stop')"))
+    connection.execute(
+        text("""SELECT pg_notify('remuda_wake', 'dispatch'),
+                  (SELECT pg_notify('remuda_wake', 'release') WHERE EXISTS (
+                     SELECT FROM vms WHERE id = ANY(:ids) AND release_due_at IS NOT NULL))"""),
+        {"ids": [row["id"] for row in freed]},
+    )
+
+
+def _tell(connection: Connection, ended: Sequence[Mapping[str, Any]]) -> None:
+    """Tell the holders that their leases are over."""
+    if ended:
         connection.execute(
-            text("UPDATE vms SET busy_at = now() WHERE id = ANY(:ids)"), {"ids": list(vm_ids)}
+            text(
+                "SELECT pg_notify(:channel, 'over ' || id) FROM unnest(CAST(:ids AS bigint[])) AS id"
+            ),
+            {"channel": LEASE_CHANNEL, "ids": [row["id"] for row in ended]},
         )
-        connection.execute(text("SELECT pg_notify('remuda_wake', 'dispatch')"))

@@ -53,6 +53,11 @@ SETTABLE = {
     "launch_retries",
     "max_starting",
     "spawn_interval_s",
+    "max_vms_per_owner",
+    "tag_priorities",
+    "reuse_opportunity_s",
+    "reuse_max_count",
+    "reuse_max_s",
 }
 UNTIL_SUBMITTED = {
     "settings",

@@ -19,6 +19,7 @@ class Owner(Base):
         CheckConstraint("length(name) BETWEEN 1 AND 200", name="name"),
         # Upper bounds also keep out NaN and infinity.
         CheckConstraint("weight > 0 AND weight <= 1000000", name="weight"),
+        CheckConstraint("max_vms >= 0", name="max_vms"),
     )
 
     id: Mapped[BigId]
@@ -26,6 +27,8 @@ class Owner(Base):
     weight: Mapped[float] = mapped_column(server_default="1")
     mean_wall_s: Mapped[float | None]  # learned from its jobs outside arrays
     created_at: Mapped[Created]
+    # How many VMs may serve it at once before it gets no more by leases; None: any number.
+    max_vms: Mapped[int | None]
 
 
 class Image(Base):
@@ -104,6 +107,13 @@ class Pool(Base):
         ),
         CheckConstraint(
             "(state IN ('CLOSED', 'PENDING_DELETE')) = (ended_at IS NOT NULL)", name="ended"
+        ),
+        CheckConstraint("max_vms_per_owner >= 0", name="max_vms_per_owner"),
+        CheckConstraint(
+            "(reuse_opportunity_s IS NULL OR reuse_opportunity_s BETWEEN 0 AND 31536000)"
+            " AND (reuse_max_count IS NULL OR reuse_max_count >= 0)"
+            " AND (reuse_max_s IS NULL OR reuse_max_s BETWEEN 0 AND 31536000)",
+            name="reuse",
         ),
         # A closed pool's name can be used again; its row stays for its jobs.
         Index(
@@ -186,6 +196,14 @@ class Pool(Base):
     previous_state_changed_at: Mapped[Timestamp | None]
     ended_at: Mapped[Timestamp | None]
     deleted_at: Mapped[Timestamp | None]  # when the provider had confirmed that nothing is left
+    # Leases: how many of its VMs one owner may have, what its tags are worth, and for how long
+    # after a lease, how often and how long in all a VM is leased again. None: no limit.
+    max_vms_per_owner: Mapped[int | None]
+    tag_priorities: Mapped[Json] = mapped_column(server_default="{}")
+    reuse_opportunity_s: Mapped[float | None]
+    reuse_max_count: Mapped[int | None]
+    reuse_max_s: Mapped[float | None]
+    notes: Mapped[Json] = mapped_column(server_default="{}")  # its users' own keys and values
 
 
 class OfferRefusal(Base):

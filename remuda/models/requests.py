@@ -1,4 +1,4 @@
-"""What users ask for besides submit and cancel: once more, follow, drain, room for a lease.
+"""What users ask for besides submit and cancel: once more, follow, drain, stop a VM.
 
 Each call is all or nothing; the wake-ups leave with the commit.
 """
@@ -94,37 +94,21 @@ def stop_vm(connection: Connection, vm_id: int, *, now: bool = False) -> bool:
     return True
 
 
-def request_lease(
-    connection: Connection, pool_ids: Sequence[int], *, slots: int, ttl_s: float
-) -> list[int]:
-    """Have the pools grow for a lease somebody waits for; return the requests' ids."""
-    statement = text("""
-        INSERT INTO lease_requests (pool_id, slots, expires_at)
-        SELECT id, :slots, now() + make_interval(secs => :ttl)
-        FROM unnest(CAST(:pools AS bigint[])) AS id RETURNING id""")
-    made = connection.scalars(
-        statement, {"slots": slots, "ttl": ttl_s, "pools": list(pool_ids)}
-    ).all()
-    connection.execute(text("SELECT pg_notify('remuda_wake', 'pool')"))
-    return list(made)
+def start_termination(
+    connection: Connection, vm_id: int, *, allowed: Sequence[VmState] | None = None
+) -> bool:
+    """Have the VM terminated, if it is in one of the states `allowed` (None: any but at its end).
 
-
-def renew_requests(connection: Connection, request_ids: Sequence[int], *, ttl_s: float) -> None:
-    """Have the requests live `ttl_s` seconds from now."""
-    connection.execute(
-        text(
-            """UPDATE lease_requests SET expires_at = now() + make_interval(secs => :ttl)
-               WHERE id = ANY(:ids)"""
-        ),
-        {"ids": list(request_ids), "ttl": ttl_s},
-    )
-
-
-def withdraw_requests(connection: Connection, request_ids: Sequence[int]) -> None:
-    """Remove the requests: the lease is there, or nobody waits any more."""
-    connection.execute(
-        text("DELETE FROM lease_requests WHERE id = ANY(:ids)"), {"ids": list(request_ids)}
-    )
+    Of many who ask exactly one gets True. A STOPPING one is sent for again only if `allowed` says
+    so, and False returned. Raises InstanceNotFound, or IllegalTransition telling the state found.
+    """
+    state = lock_vms(connection, [vm_id]).get(vm_id)
+    again = state == VmState.STOPPING and allowed is not None and VmState.STOPPING in allowed
+    if not again:
+        sources = [old for old in allowed if old is not VmState.STOPPING] if allowed else None
+        move_vm(connection, vm_id, VmState.STOPPING, allowed=sources)
+    connection.execute(text("SELECT pg_notify('remuda_wake', 'stop')"))
+    return not again
 
 
 def transaction_state(connection: Connection, transaction: str) -> str | None:

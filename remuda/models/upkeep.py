@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, text
 
-from remuda.models import leases
 from remuda.models.cancel import cancel_stranded
 from remuda.models.database import rows
 
@@ -58,10 +57,8 @@ def attempts_without_news(connection: Connection) -> Missed:
 def expire(
     connection: Connection, *, heartbeat_retention_s: float, event_retention_s: float
 ) -> None:
-    """End what is over: leases, lease requests, jobs that came as their pool ended, old history."""
-    leases.expire(connection)
+    """End what is over: jobs that came as their pool ended, calls, old history."""
     cancel_stranded(connection)
-    connection.execute(text("DELETE FROM lease_requests WHERE expires_at < now()"))
     connection.execute(text("DELETE FROM calls WHERE expires_at < now() - interval '10 seconds'"))
     connection.execute(
         text(

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from remuda.checks import shown
 from remuda.errors import BadInput, IllegalTransition, InstanceNotFound
 from remuda.models.base import sql_list
-from remuda.models.database import rows
+from remuda.models.database import LEASE_CHANNEL, rows
 from remuda.models.states import VM_EDGES, VmState
 
 _SILENT = (
@@ -22,6 +22,14 @@ _SILENT = (
     VmState.RUNNING,
     VmState.STOPPING,
 )
+
+# Those for jobs are over when the machine is; the holders of others are told at once.
+_LEASES_OVER = text(f"""
+    WITH over AS (
+      UPDATE leases SET released_at = now(), ended = CASE WHEN NOT for_jobs THEN 'gone' END
+      WHERE vm_id = :vm AND released_at IS NULL AND (:halted OR NOT for_jobs) RETURNING id, for_jobs
+    ) SELECT pg_notify('{LEASE_CHANNEL}', 'over ' || id) FROM over WHERE NOT for_jobs
+""")
 
 
 def _sources(target: VmState) -> tuple[VmState, ...]:
@@ -83,11 +91,8 @@ def move_vm(
             f"VM {vm_id} is {found} and cannot become {target}",
             hint=f"it must be one of {', '.join(states) or 'none'}",
         )
-    if target is VmState.HALTED:
-        connection.execute(
-            text("UPDATE leases SET released_at = now() WHERE vm_id = :vm AND released_at IS NULL"),
-            {"vm": vm_id},
-        )
+    if target in (VmState.STOPPING, VmState.HALTED):
+        connection.execute(_LEASES_OVER, {"vm": vm_id, "halted": target is VmState.HALTED})
 
 
 def ip_of(what: str, value: object) -> str:

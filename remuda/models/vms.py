@@ -1,4 +1,4 @@
-"""VMs, their heartbeats, and the leases on their slots."""
+"""VMs and their heartbeats."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ class Vm(Base):
         CheckConstraint("(watcher IS NULL) = (watch_expires_at IS NULL)", name="watch"),
         CheckConstraint("check_failures >= 0", name="check_failures"),
         CheckConstraint("reboot IN ('DRAIN', 'NOW', 'TOLD')", name="reboot"),
+        CheckConstraint(
+            "lease_count >= 0 AND (lease_count = 0) = (leased_at IS NULL)", name="leased"
+        ),
         Index("ix_vms_live", "pool_id", postgresql_where=text("state <> 'HALTED'")),
         Index("ix_vms_pool_id_id", "pool_id", "id"),
     )
@@ -109,6 +112,15 @@ class Vm(Base):
     state_changed_at: Mapped[Created]
     halted_at: Mapped[Timestamp | None]
 
+    # Whether its provider makes it ready for its next user, and since when that is to be done.
+    release_hook: Mapped[bool] = mapped_column(server_default="false")
+    release_due_at: Mapped[Timestamp | None]
+    # How many leases it has had, since when, and whose the last one was.
+    lease_count: Mapped[int] = mapped_column(server_default="0")
+    leased_at: Mapped[Timestamp | None]
+    leased_owner_id: Mapped[BigInt | None] = mapped_column(ForeignKey("owners.id"))
+    leased_sandbox: Mapped[str | None] = mapped_column(Text)
+
 
 class UnownedMachine(Base):
     """A machine a provider has and no live VM owns.
@@ -169,48 +181,3 @@ class Heartbeat(Base):
     transferred_files: Mapped[BigInt] = mapped_column(server_default="0")
     transferred_bytes: Mapped[BigInt] = mapped_column(server_default="0")
     state: Mapped[str | None] = mapped_column(Text)  # of the VM, when it was heard
-
-
-class Lease(Base):
-    """An owner's right to slots of a VM.
-
-    `for_jobs`: held by the owner's live attempts on the VM, as long as there are any. Otherwise
-    taken by a user without a job, and over at `expires_at` unless renewed with its `token`.
-    """
-
-    __tablename__ = "leases"
-    __table_args__ = (
-        CheckConstraint("slots > 0", name="slots"),
-        CheckConstraint("for_jobs OR expires_at IS NOT NULL", name="expires"),
-        Index(
-            "uq_leases_vm_owner_jobs",
-            "vm_id",
-            "owner_id",
-            unique=True,
-            postgresql_where=text("for_jobs AND released_at IS NULL"),
-        ),
-        Index("ix_leases_open", "vm_id", postgresql_where=text("released_at IS NULL")),
-    )
-
-    id: Mapped[BigId]
-    vm_id: Mapped[BigInt] = mapped_column(ForeignKey("vms.id"))
-    owner_id: Mapped[BigInt] = mapped_column(ForeignKey("owners.id"))
-    sandbox: Mapped[str] = mapped_column(Text, server_default="")
-    for_jobs: Mapped[bool]
-    slots: Mapped[int]
-    token: Mapped[uuid.UUID] = mapped_column(server_default=func.gen_random_uuid())
-    acquired_at: Mapped[Created]
-    expires_at: Mapped[Timestamp | None]
-    released_at: Mapped[Timestamp | None]
-
-
-class LeaseRequest(Base):
-    """Somebody waits for a lease: demand that pools grow for; gone when it expires."""
-
-    __tablename__ = "lease_requests"
-    __table_args__ = (CheckConstraint("slots > 0", name="slots"),)
-
-    id: Mapped[BigId]
-    pool_id: Mapped[BigInt] = mapped_column(ForeignKey("pools.id", ondelete="CASCADE"), index=True)
-    slots: Mapped[int]
-    expires_at: Mapped[Timestamp]

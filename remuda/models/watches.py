@@ -123,6 +123,14 @@ def record_heartbeats(
     return {row["id"]: _ORDERS[row["state"]] for row in found}
 
 
+def note_contact(connection: Connection, vm_id: int) -> None:
+    """Note that the VM's runner just answered its new watcher: a sign of life."""
+    connection.execute(
+        text("UPDATE vms SET heartbeat_at = now() WHERE id = :vm AND state <> 'HALTED'"),
+        {"vm": vm_id},
+    )
+
+
 def call_watchers(connection: Connection) -> None:
     """Have every worker's watcher look for VMs nobody watches."""
     connection.execute(text("SELECT pg_notify('remuda_wake', 'watch')"))

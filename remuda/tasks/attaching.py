@@ -124,6 +124,7 @@ class Attacher:
             on_close=lambda channel: self._heard(vm_id, channel, None),
         )
         agree(self._runtime, row, channel)
+        self._runtime.transact(lambda c: watches.note_contact(c, vm_id))
         if row["state"] == VmState.STALLED:
             self._revive(vm_id)
         self._wake("dispatch")

@@ -12,6 +12,7 @@ from remuda.tasks import (
     cancelling,
     enqueueing,
     health,
+    leasing,
     ledger,
     messages,
     names,
@@ -88,9 +89,15 @@ def reconcile_jobs() -> str | None:
     return ", ".join(f"{n} {what}" for what, n in counts.items() if n) or None
 
 
+@app.task(name=names.SERVE_LEASES, base=Sweep)  # type: ignore[untyped-decorator]
+def serve_leases() -> str | None:
+    """End leases whose time is over; give what is free to those who wait."""
+    return leasing.sweep(get_runtime())
+
+
 @app.task(name=names.EXPIRE, base=Sweep)  # type: ignore[untyped-decorator]
 def expire() -> None:
-    """End leases whose time is over; remove history past its retention."""
+    """Remove what is past its time: calls, history past its retention."""
     runtime = get_runtime()
     settings = runtime.settings
     runtime.transact(

@@ -175,6 +175,7 @@ def _look(runtime: Runtime, row: Mapping[str, Any], provider: Provider, provider
             raise TransientProviderError("the VM was gone as soon as it was made")
         raise InstanceNotFound("the provider says that the VM is gone, before it ever ran")
     where = _where(found)
+    hook = provider.has_release
 
     def record(connection: Connection) -> None:
         if not models.has_token(connection, row["id"], str(row["token"])):
@@ -183,7 +184,13 @@ def _look(runtime: Runtime, row: Mapping[str, Any], provider: Provider, provider
         if rival is not None:
             raise TransientProviderError(f"its address is that of VM {rival}, which is in use")
         if row["state"] == VmState.NEW:
-            fields = {"provider_id": provider_id, "launch_failures": 0, "error": None, **where}
+            fields = {
+                "provider_id": provider_id,
+                "launch_failures": 0,
+                "error": None,
+                "release_hook": hook,
+                **where,
+            }
             vm_life.move_vm(connection, row["id"], VmState.SUBMITTED, fields=fields)
         else:
             models.set_place(connection, row["id"], **where)

@@ -70,3 +70,9 @@ def terminate_vm(vm_ids: Sequence[int]) -> None:
     """Have VMs removed, one message each."""
     for vm_id in vm_ids:
         _send(names.TERMINATE_VM, vm_id)
+
+
+def release_vm(vm_ids: Sequence[int]) -> None:
+    """Have VMs made ready for their next users, one message each."""
+    for vm_id in vm_ids:
+        _send(names.RELEASE_VM, vm_id)

@@ -15,6 +15,8 @@ SPAWN_VM = "remuda.spawn_vm"
 TERMINATE_VM = "remuda.terminate_vm"
 CHECK_VMS = "remuda.check_vms"
 DECLARE_STALLED = "remuda.declare_stalled"
+RELEASE_VM = "remuda.release_vm"
+SERVE_LEASES = "remuda.serve_leases"
 RESIZE_POOLS = "remuda.resize_pools"
 RECONCILE_VMS = "remuda.reconcile_vms"
 RECONCILE_JOBS = "remuda.reconcile_jobs"
@@ -28,6 +30,7 @@ QUEUE_OF = {
     RECONCILE_VMS: CONTROL,
     RECONCILE_JOBS: CONTROL,
     EXPIRE: CONTROL,
+    SERVE_LEASES: CONTROL,
     SUBMIT_JOB: JOBS,
     UPDATE_JOB_STATE: JOBS,
     GET_RESULTS: JOBS,
@@ -35,6 +38,7 @@ QUEUE_OF = {
     FREE_JOB: JOBS,
     SPAWN_VM: VMS,
     TERMINATE_VM: VMS,
+    RELEASE_VM: VMS,
     CHECK_VMS: VMS,
 }
 
@@ -42,6 +46,7 @@ QUEUE_OF = {
 PERIODS = {
     RESIZE_POOLS: 2.0,
     DECLARE_STALLED: 3.0,
+    SERVE_LEASES: 3.0,
     CHECK_VMS: 3.0,
     RECONCILE_JOBS: 5.0,
     DISPATCH: 10.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from remuda.errors import ProviderError
-from remuda.tasks import launching, machines, names
+from remuda.tasks import launching, leasing, machines, names
 from remuda.tasks.app import app
 from remuda.tasks.flower.sweeps import Sweep
 from remuda.tasks.flower.wording import counted
@@ -37,3 +37,10 @@ def check_vms(vm_ids: list[int] | None = None) -> str | None:
     """Take up VMs that nobody watches."""
     taken = machines.check_vms(get_runtime(), vm_ids)
     return f"{counted(taken, 'VM')} taken up" if taken else None
+
+
+@app.task(name=names.RELEASE_VM)  # type: ignore[untyped-decorator]
+def release_vm(vm_id: int) -> str:
+    """Make a VM ready for its next user."""
+    ready = leasing.release_vm(get_runtime(), vm_id)
+    return f"{get_runtime().vm_name(vm_id)} is {'ready' if ready else 'not made ready by this'}"

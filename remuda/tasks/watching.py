@@ -22,7 +22,16 @@ from celery import bootsteps
 from remuda.errors import RemudaError, Unreachable
 from remuda.models.database import WAKE_CHANNEL, Listener
 from remuda.models.watches import release_watches, renew_watches
-from remuda.tasks import attaching, calling, cancelling, messages, placing, recording, sizing
+from remuda.tasks import (
+    attaching,
+    calling,
+    cancelling,
+    leasing,
+    messages,
+    placing,
+    recording,
+    sizing,
+)
 from remuda.tasks.flower.teller import Teller
 from remuda.tasks.runtime import Runtime, drop_runtime, get_runtime
 from remuda.workers.channel import Channel
@@ -49,6 +58,7 @@ class Watcher:
         self._output: list[dict[str, Any]] = []
         self._suspended: dict[int, dict[int, bool]] = defaultdict(dict)
         self._wakes: set[str] = {"dispatch"}
+        self._leases_wanted = False  # somebody waits for a lease, as far as is known here
         self._in_flight: dict[int, int] = defaultdict(int)
         self._refill_at: dict[int, int] = {}
         self._renew_at = 0.0
@@ -91,7 +101,7 @@ class Watcher:
         return self._teller
 
     def wake(self, kind: str) -> None:
-        """Have done what `kind` asks for: call, dispatch, cancel, follow, stop, watch, pool or vm."""
+        """Have done what `kind` asks for: call, dispatch, cancel, follow, lease, release, stop, ..."""
         if kind == "call":
             self._answerer.wake()  # somebody waits for it: not in the loop's turn
         else:
@@ -200,8 +210,11 @@ class Watcher:
                 cancelling.cancel(runtime)
             if "follow" in wakes:
                 cancelling.follow(runtime)
+            self._serve(wakes)
             if self._is_due(time.monotonic()) or "dispatch" in wakes:
                 self._dispatch()
+            if "release" in wakes:
+                leasing.release_due(runtime)
             if "stop" in wakes:
                 cancelling.stop_vms(runtime)
             if "watch" in wakes:
@@ -242,6 +255,12 @@ class Watcher:
         over = {at for at in self._retry_at if at <= now}
         self._retry_at -= over
         return bool(over) or now >= self._resize_at
+
+    def _serve(self, wakes: set[str]) -> None:
+        """Give VMs to those who wait for a lease, before jobs take what became free."""
+        self._leases_wanted = self._leases_wanted or "lease" in wakes
+        if self._leases_wanted and wakes:
+            _, self._leases_wanted = leasing.serve(self._runtime)
 
     def _dispatch(self) -> None:
         placed = placing.dispatch(self._runtime)

@@ -14,7 +14,6 @@ from typing import Any
 from remuda.constraints import Hardware, unmet
 
 Key = tuple[int, str]  # whom a VM is bound to
-ANYBODY: Key = (0, "")  # whoever it is: no bound VM is known to serve them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +95,7 @@ def _width(demand: Demand) -> tuple[int, int, int]:
 
 def _times(demand: Demand, room: Room, *, single_use: bool) -> int:
     """Return how often a job of the demand fits the room."""
-    if room.key is not None and (single_use or room.key != demand.key or demand.key == ANYBODY):
+    if room.key is not None and (single_use or room.key != demand.key):
         return 0
     times = room.slots // demand.cores
     if demand.memory_bytes and room.memory_bytes is not None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, text
 
-from remuda.models import collect, exits, pool_life
+from remuda.models import collect, exits, lease_requests, pool_life
 from remuda.models.database import Listener, rows
 from remuda.models.dispatch import Placed, Snapshot, apply_placements, take_snapshot
 from remuda.models.exits import Outcome
@@ -88,6 +88,12 @@ def make_jobs(
         pool_id=pool,
         owner=owner_id(connection, owner),
     )
+
+
+def make_wish(connection: Connection, *pools: int, owner: str = "bob", **fields: Any) -> int:
+    """Return the id of a new request for a lease."""
+    wanted = lease_requests.Wanted(pool_ids=pools, owner=owner, **fields)
+    return lease_requests.insert(connection, wanted, owner=owner_id(connection, owner))
 
 
 def fit(snapshot: Snapshot, *, max_ahead: int = 0) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@ from remuda import (
     UnknownPool,
 )
 from remuda.client import leases
+from remuda.models import lease_requests
 from remuda.models.database import rows
 from tests.integration.builders import make_vms
 from tests.integration.workbench import Workbench
@@ -92,6 +93,8 @@ def test_who_waits_makes_the_pool_grow_and_gets_the_vm_at_once(
         _until(lambda: _requests(bench) == [2])
         with bench.engine.begin() as connection:
             make_vms(connection, pool)
+        with bench.engine.begin() as connection:
+            assert lease_requests.serve(connection) == 1
         waiter.join(timeout=20)
         assert found[0].vm.name == "herd-1"
         assert _requests(bench) == []
@@ -129,7 +132,7 @@ def test_it_renews_itself_and_tells_when_it_was_lost(bench: Workbench) -> None:
         _until(renewed)
         assert not lease.lost
         with bench.engine.begin() as connection:
-            connection.execute(text("UPDATE leases SET released_at = now()"))
+            connection.execute(text("UPDATE leases SET released_at = now(), ended = 'expired'"))
         _until(lambda: lease.lost)
         assert not lease.release()
 

@@ -138,7 +138,18 @@ def test_bad_rows_cannot_be_written(connection: Connection, kind: str, change: s
         "INSERT INTO leases (vm_id, owner_id, for_jobs, slots)"
         " SELECT vm_id, owner_id, false, 1 FROM leases",  # for ever
         "UPDATE leases SET slots = 0",
-        "INSERT INTO lease_requests (pool_id, slots, expires_at) SELECT id, 0, now() FROM pools",
+        "INSERT INTO lease_requests (pool_ids, owner_id, slots, ttl_s, expires_at)"
+        " SELECT ARRAY[1], id, 0, 60, now() FROM owners",
+        "INSERT INTO lease_requests (pool_ids, owner_id, slots, ttl_s, expires_at)"
+        " SELECT '{}', id, 1, 60, now() FROM owners",  # for no pool
+        "INSERT INTO lease_requests (pool_ids, owner_id, slots, ttl_s, expires_at)"
+        " SELECT ARRAY[1], id, 1, 'NaN', now() FROM owners",
+        "UPDATE leases SET ended = 'expired'",  # while it is held
+        "UPDATE leases SET ended = 'lost', released_at = now()",
+        "UPDATE owners SET max_vms = -1",
+        "UPDATE pools SET reuse_max_count = -1",
+        "UPDATE pools SET reuse_opportunity_s = 'NaN'",
+        "UPDATE vms SET lease_count = 1",  # since never
         "INSERT INTO attempt_outputs (attempt_id, kind, name, size)"
         " SELECT id, 'stream', 'stdout', 0 FROM attempts",  # neither here nor there
         "INSERT INTO attempt_outputs (attempt_id, kind, name, size, data, url)"

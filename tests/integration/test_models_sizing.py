@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from remuda.models import leases, requests, sizing
+from remuda.models import leases, sizing
 from remuda.models.database import transact
 from remuda.models.pool_life import close_pool
 from remuda.models.states import PoolState, VmState
@@ -22,6 +22,7 @@ from tests.integration.builders import (
     make_jobs,
     make_pool,
     make_vms,
+    make_wish,
     path,
     record,
     row,
@@ -134,8 +135,8 @@ def test_what_it_sees(engine: Engine) -> None:
             text("UPDATE jobs SET not_before = now() + interval '1 hour' WHERE id = :id"),
             {"id": later},
         )
-        [wish] = requests.request_lease(connection, [pool], slots=2, ttl_s=60)
-        requests.request_lease(connection, [pool], slots=3, ttl_s=60)
+        wish = make_wish(connection, pool, slots=2)
+        make_wish(connection, pool, slots=3)
         demand = _one(connection)
         assert demand.queued_slots == 3 * 2 + 2
         seen = {vm["id"]: vm for vm in demand.vms}
@@ -143,9 +144,8 @@ def test_what_it_sees(engine: Engine) -> None:
         assert {vm: seen[vm]["busy_slots"] for vm in seen} == {busy: 1, leased: 2, idle: 0, new: 0}
         assert seen[new]["idle_since"] is None
         assert seen[idle]["idle_since"] == row(connection, "vms", idle)["running_at"]
-        requests.renew_requests(connection, [wish], ttl_s=-1)
+        age(connection, "lease_requests", [wish], "expires_at", 61)
         assert _one(connection).queued_slots == 3 * 2
-        requests.withdraw_requests(connection, [wish])
         assert sizing.due_vms(connection, pool) == demand.vms
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, Engine, text
 
-from remuda.models import cancel, leases, upkeep
+from remuda.models import cancel, upkeep
 from remuda.models.states import VmState
-from remuda.models.submit import owner_id
 from remuda.models.vm_life import move_vm
 from remuda.models.watches import record_heartbeats
 from tests.integration.builders import (
     age,
-    assert_sound,
     dispatch,
     ended,
     make_jobs,
@@ -117,30 +115,3 @@ def test_followed_output_is_removed_once_the_record_is_complete(engine: Engine) 
         age(connection, "attempts", [attempt], "ended_at", 61)
         _expire(connection)
         assert _count(connection, "output_chunks") == 0
-
-
-def test_leases_and_wishes_end(engine: Engine) -> None:
-    with engine.begin() as connection:
-        pool = make_pool(connection)
-        make_vms(connection, pool)
-        lease = leases.acquire(
-            connection,
-            pool_ids=[pool],
-            owner=owner_id(connection, "bob"),
-            sandbox="",
-            slots=1,
-            ttl_s=-1,
-        )
-        assert lease is not None
-        for ttl_s in (-1, 60):
-            connection.execute(
-                text(
-                    """INSERT INTO lease_requests (pool_id, slots, expires_at)
-                       VALUES (:pool, 1, now() + make_interval(secs => :ttl))"""
-                ),
-                {"pool": pool, "ttl": ttl_s},
-            )
-        _expire(connection)
-        assert row(connection, "leases", lease["id"])["released_at"] is not None
-        assert _count(connection, "lease_requests") == 1
-        assert_sound(connection)

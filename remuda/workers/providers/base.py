@@ -132,6 +132,11 @@ class Provider(ABC):
         is nothing to do.
         """
 
+    @property
+    def has_release(self) -> bool:
+        """Whether `release` does anything; if not, VMs are ready for others as they are."""
+        return type(self).release is not Provider.release
+
     @abstractmethod
     def validate(self, settings: Mapping[str, Any]) -> None:
         """Raise BadInput naming what is wrong in a pool's provider settings."""

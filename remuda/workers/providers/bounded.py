@@ -63,6 +63,11 @@ class Bounded(Provider):
         """See Provider."""
         self._within("release", lambda: self._inner.release(provider_id))
 
+    @property
+    def has_release(self) -> bool:
+        """See Provider."""
+        return self._inner.has_release
+
     def validate(self, settings: Mapping[str, Any]) -> None:
         """See Provider; it asks nobody."""
         self._inner.validate(settings)

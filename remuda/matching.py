@@ -1,0 +1,289 @@
+"""Which waiting request for a lease gets which VM: a pure function of what waits and what is there.
+
+Requests are served by priority, then in the order in which they came. Each goes through its pools
+in their order; in a pool a VM that already serves its owner and sandbox comes first, then a clean
+one, if the owner may have more VMs. What is not served gets a reason, which changes only when the
+matter does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Allowance", "Grant", "LeaseSnapshot", "LeaseVm", "Matching", "Request", "match"]
+
+SHARED, OWNER, SINGLE_USE = "shared", "owner", "single_use"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Somebody waits for `slots` of a VM (None: a whole one) of `pool_ids`, in their order."""
+
+    id: int
+    pool_ids: tuple[int, ...]
+    owner_id: int
+    sandbox: str = ""
+    slots: int | None = 1
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseVm:
+    """A running VM. `unfit`: why it may not be leased, in words; empty: it may.
+
+    `holders`: the owners with a lease on it now; `last`: whose the last one was, with sandbox.
+    """
+
+    id: int
+    pool_id: int
+    slots: int
+    used_slots: int = 0
+    isolation: str = SHARED
+    bound_owner_id: int | None = None
+    bound_sandbox: str | None = None
+    holders: frozenset[int] = frozenset()
+    last: tuple[int, str] | None = None
+    unfit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """How many VMs an owner may have in all and in a pool that says so, and has, in every state.
+
+    `most` None: any number. `pools`: (most, has) of each pool with a limit of its own.
+    """
+
+    name: str = ""
+    most: int | None = None
+    has: int = 0
+    pools: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseSnapshot:
+    """What waits and what is there; `pools`: the names of those that are open, by id."""
+
+    requests: tuple[Request, ...]
+    vms: tuple[LeaseVm, ...]
+    pools: Mapping[int, str]
+    allowances: Mapping[int, Allowance] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A request gets `slots` of a VM."""
+
+    request_id: int
+    vm_id: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """What is decided. `reasons`: of those that wait on; `idle`: requests no more VMs would help.
+
+    `refused`: requests that can never be served, with why.
+    """
+
+    grants: tuple[Grant, ...] = ()
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    idle: frozenset[int] = frozenset()
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+
+def match(snapshot: LeaseSnapshot) -> Matching:
+    """Decide; granting what is decided changes nothing of the rest."""
+    return _Match(snapshot).run()
+
+
+class _Vm:
+    """A VM while it is being given away."""
+
+    __slots__ = ("bound", "free", "holders", "last", "used", "vm")
+
+    def __init__(self, vm: LeaseVm) -> None:
+        self.vm = vm
+        self.used = vm.used_slots
+        self.free = max(0, vm.slots - vm.used_slots)
+        self.holders = set(vm.holders)
+        self.last = vm.last
+        self.bound: tuple[int, str] | None = None
+        if vm.isolation != SHARED and vm.bound_owner_id is not None:
+            self.bound = vm.bound_owner_id, vm.bound_sandbox or ""
+
+    def is_theirs(self, request: Request) -> bool:
+        """Return whether the VM serves the request's owner already, and may go on to."""
+        kind = self.vm.isolation
+        if kind == SHARED:
+            return request.owner_id in self.holders
+        if self.bound is None or kind == SINGLE_USE:
+            return False
+        if kind == OWNER:
+            return self.bound[0] == request.owner_id
+        return self.bound == (request.owner_id, request.sandbox)
+
+    def is_open(self) -> bool:
+        """Return whether it may serve anybody."""
+        return self.bound is None
+
+    def has_room(self, request: Request) -> bool:
+        if request.slots is None:
+            return self.used == 0
+        return request.slots <= self.free
+
+    def take(self, request: Request) -> int:
+        slots = self.vm.slots if request.slots is None else request.slots
+        self.used += slots
+        self.free = max(0, self.free - slots)
+        self.holders.add(request.owner_id)
+        self.last = request.owner_id, request.sandbox
+        if self.vm.isolation != SHARED and self.bound is None:
+            self.bound = request.owner_id, request.sandbox
+        return slots
+
+
+class _Match:
+    def __init__(self, snapshot: LeaseSnapshot) -> None:
+        self._snapshot = snapshot
+        self._vms: dict[int, list[_Vm]] = defaultdict(list)
+        for vm in sorted(snapshot.vms, key=lambda vm: vm.id):
+            self._vms[vm.pool_id].append(_Vm(vm))
+        self._more: Counter[tuple[int, int | None]] = Counter()  # VMs granted to owners here
+        self._wished: Counter[int] = Counter()  # VMs asked for besides, by owner
+        self._failed: dict[tuple[object, ...], str] = {}
+
+    def run(self) -> Matching:
+        grants: list[Grant] = []
+        reasons: dict[int, str] = {}
+        refused: dict[int, str] = {}
+        idle: set[int] = set()
+        for request in sorted(self._snapshot.requests, key=lambda r: (-r.priority, r.id)):
+            why = self._never(request)
+            if why:
+                refused[request.id] = why
+                continue
+            shape = (request.pool_ids, request.owner_id, request.sandbox, request.slots)
+            # VMs only get fewer: what found none before finds none now.
+            if shape not in self._failed:
+                grant = self._served(request)
+                if grant is not None:
+                    grants.append(grant)
+                    continue
+                self._failed[shape] = self._reason(request)
+            reasons[request.id] = self._failed[shape]
+            if self._may_wish(request):
+                self._wished[request.owner_id] += 1
+            else:
+                idle.add(request.id)
+        return Matching(tuple(grants), reasons, frozenset(idle), refused)
+
+    def _never(self, request: Request) -> str:
+        """Return why the request can never be served; empty if it may."""
+        pools = self._snapshot.pools
+        if not any(pool in pools for pool in request.pool_ids):
+            return "none of its pools is open any more"
+        allowance = self._snapshot.allowances.get(request.owner_id)
+        if allowance is None:
+            return ""
+        if allowance.most == 0:
+            return f"owner {allowance.name} may have no VM (max_vms is 0)"
+        limits = [allowance.pools.get(pool, (None, 0))[0] for pool in request.pool_ids]
+        if limits and all(most == 0 for most in limits):
+            return f"owner {allowance.name} may have no VM of these pools (max_vms_per_owner is 0)"
+        return ""
+
+    def _served(self, request: Request) -> Grant | None:
+        for pool_id in request.pool_ids:
+            if pool_id not in self._snapshot.pools:
+                continue
+            found = self._best(request, pool_id)
+            if found is not None:
+                slots = found.take(request)
+                return Grant(request.id, found.vm.id, slots)
+        return None
+
+    def _best(self, request: Request, pool_id: int) -> _Vm | None:
+        vms = [
+            vm for vm in self._vms[pool_id] if not vm.vm.unfit and vm.has_room(request)
+        ]  # by id, so that equals are taken in order
+        mine = (request.owner_id, request.sandbox)
+        theirs = [vm for vm in vms if vm.is_theirs(request)]
+        if theirs:
+            return min(theirs, key=lambda vm: ((vm.bound or vm.last) != mine, vm.vm.id))
+        if not self._may_have_more(request, pool_id):
+            return None
+        clean = [vm for vm in vms if vm.is_open()]
+        if not clean:
+            return None
+        chosen = min(clean, key=lambda vm: (vm.last != mine, vm.vm.id))
+        self._more[request.owner_id, None] += 1
+        self._more[request.owner_id, pool_id] += 1
+        return chosen
+
+    def _may_have_more(self, request: Request, pool_id: int) -> bool:
+        allowance = self._snapshot.allowances.get(request.owner_id)
+        if allowance is None:
+            return True
+        owner = request.owner_id
+        if allowance.most is not None and allowance.has + self._more[owner, None] >= allowance.most:
+            return False
+        if pool_id not in allowance.pools:
+            return True
+        most, has = allowance.pools[pool_id]
+        return has + self._more[owner, pool_id] < most
+
+    def _may_wish(self, request: Request) -> bool:
+        """Return whether a VM more would be given to the request, after those before it."""
+        allowance = self._snapshot.allowances.get(request.owner_id)
+        if allowance is None:
+            return True
+        wished = self._wished[request.owner_id]
+        if allowance.most is not None:
+            left = allowance.most - allowance.has - self._more[request.owner_id, None]
+            if wished >= left:
+                return False
+        return any(
+            pool not in allowance.pools
+            or allowance.pools[pool][1] + self._more[request.owner_id, pool] + wished
+            < allowance.pools[pool][0]
+            for pool in request.pool_ids
+        )
+
+    def _reason(self, request: Request) -> str:
+        """Return why none of the VMs is for the request: the kinds of obstacles, not their numbers."""
+        pools = [pool for pool in request.pool_ids if pool in self._snapshot.pools]
+        names = ", ".join(self._snapshot.pools[pool] for pool in pools)
+        allowance = self._snapshot.allowances.get(request.owner_id)
+        if allowance is not None and not any(self._may_have_more(request, p) for p in pools):
+            return f"owner {allowance.name} has as many VMs as it may ({_limits(allowance, pools)})"
+        obstacles: dict[str, None] = {}
+        for pool in pools:
+            for vm in self._vms[pool]:
+                obstacles[self._obstacle(request, vm)] = None
+        if not obstacles:
+            return f"no VM of {names} runs yet"
+        return f"of the VMs of {names} some {' and some '.join(sorted(obstacles))}"
+
+    def _obstacle(self, request: Request, vm: _Vm) -> str:
+        if vm.vm.unfit:
+            return vm.vm.unfit
+        if not vm.has_room(request):
+            if request.slots is None or vm.free == 0:
+                return "are in use"
+            return f"have fewer than {request.slots} slots free"
+        if not vm.is_theirs(request) and not vm.is_open():
+            return "serve other owners or sandboxes"
+        return "are beyond what their pool allows an owner"
+
+
+def _limits(allowance: Allowance, pools: Sequence[int]) -> str:
+    told = [] if allowance.most is None else [f"max_vms {allowance.most}"]
+    if allowance.most is None or allowance.has < allowance.most:
+        told += [
+            f"max_vms_per_owner {allowance.pools[pool][0]}"
+            for pool in pools
+            if pool in allowance.pools
+        ]
+    return ", ".join(dict.fromkeys(told))
