@@ -9,16 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from remuda.errors import DatabaseUnavailable, NoVmAvailable, Refused
 from remuda.models import lease_requests
 from remuda.models import leases as models
 from remuda.models.lease_requests import Answer, Wanted
-from remuda.models.submit import owner_id
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
     from remuda.client.context import Context
 
 log = logging.getLogger(__name__)
@@ -121,15 +119,13 @@ class Lease:
 
 def release(context: Context, lease_id: int, token: str) -> bool:
     """End a lease by its token; False if it was over. Who waits for its VM gets it next."""
-
-    def work(connection: Connection) -> tuple[bool, bool]:
-        done = models.release(connection, lease_id, token)
-        return done, done and lease_requests.anybody_waits(connection)
-
-    done, somebody = context.commit(work)
-    if somebody:
+    # One statement, which a repetition after a lost answer finds done.
+    released = context.read(lambda c: models.release(c, lease_id, token))
+    if released.over:
+        context.commit(lambda c: models.end_vms(c, released.over))
+    if released.waited:
         context.commit(lease_requests.serve)
-    return done
+    return released.done
 
 
 def acquire(context: Context, wanted: Wanted, *, timeout_s: float | None) -> Lease:
@@ -138,22 +134,22 @@ def acquire(context: Context, wanted: Wanted, *, timeout_s: float | None) -> Lea
     Raises NoVmAvailable with the reason, Refused when it can never be.
     """
     began = time.monotonic()
-
-    def at_once(connection: Connection) -> Mapping[str, Any] | None:
-        return models.acquire(
-            connection,
+    token = uuid4()
+    row = context.read(
+        lambda c: models.acquire(
+            c,
             pool_ids=wanted.pool_ids,
-            owner=owner_id(connection, wanted.owner),
+            owner=wanted.owner,
             sandbox=wanted.sandbox,
             slots=wanted.slots,
             ttl_s=wanted.ttl_s,
+            token=token,
             task_id=wanted.task_id,
             build_id=wanted.build_id,
             labels=wanted.labels,
             holder=wanted.holder,
         )
-
-    row = context.commit(at_once)
+    )
     if row is not None:
         return Lease(context, row, ttl_s=wanted.ttl_s)
     answer = context.commit(lambda c: lease_requests.request(c, wanted, wait_s=timeout_s))

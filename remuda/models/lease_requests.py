@@ -18,7 +18,7 @@ from remuda.matching import LeaseSnapshot, Matching, Request, match
 from remuda.models import leases
 from remuda.models.base import sql_list
 from remuda.models.database import LEASE_CHANNEL, rows
-from remuda.models.leasing import VM_COLUMNS, allowances, lock_matching, rooms, take_many
+from remuda.models.leasing import allowances, lock_matching, rooms, take
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.submit import owner_id
 from remuda.models.vm_life import lock_vms
@@ -97,11 +97,6 @@ _GRANTED = text(f"""
     ) SELECT pg_notify('{LEASE_CHANNEL}', 'served ' || id) FROM g
 """)
 
-_LEASE = f"""
-    SELECT l.id, l.vm_id, l.token, l.expires_at, l.slots, {VM_COLUMNS} FROM leases l
-    JOIN vms v ON v.id = l.vm_id WHERE l.id = :id AND l.released_at IS NULL
-"""
-
 
 def request(connection: Connection, wanted: Wanted, *, wait_s: float | None = None) -> Answer:
     """Ask for a lease in turn; if there is none now, wait for it, if `wait_s` is given.
@@ -168,7 +163,7 @@ def _granted(connection: Connection, snapshot: LeaseSnapshot, found: Matching) -
     left = set(connection.scalars(_LOCK_REQUESTS, {"ids": ids}))  # others gave up meanwhile
     grants = sorted((g.request_id, g.vm_id, g.slots) for g in sure.grants if g.request_id in left)
     if grants:
-        made = take_many(connection, grants)
+        made = take(connection, grants)
         connection.execute(_GRANTED, {"ids": [grant[0] for grant in grants], "leases": made})
     return len(grants)
 
@@ -185,8 +180,8 @@ def pick_up(connection: Connection, request_id: int, *, stay: bool) -> Answer:
     if not found:
         return Answer(reason="it waited for too long without a sign of its client")
     row = found[0]
-    lease = rows(connection, _LEASE, id=row["lease_id"]) if row["lease_id"] is not None else []
-    if not lease and not row["refused"] and stay:
+    lease = leases.held(connection, row["lease_id"]) if row["lease_id"] is not None else None
+    if lease is None and not row["refused"] and stay:
         if row["lease_id"] is not None:  # it ended before it was taken
             connection.execute(
                 text("UPDATE lease_requests SET lease_id = NULL WHERE id = :id"), {"id": request_id}
@@ -194,11 +189,10 @@ def pick_up(connection: Connection, request_id: int, *, stay: bool) -> Answer:
             connection.execute(_WAKE)
         return Answer(reason=row["reason"] or "", waits=request_id)
     connection.execute(text("DELETE FROM lease_requests WHERE id = :id"), {"id": request_id})
-    if not lease:
+    if lease is None:
         return Answer(reason=row["reason"] or "none is free", refused=row["refused"])
-    kept = dict(lease[0])
-    renewed = leases.renew_many(connection, [(kept["id"], kept["token"], row["ttl_s"])])
-    return Answer({**kept, "expires_at": renewed.get(kept["id"], kept["expires_at"])})
+    renewed = leases.renew_many(connection, [(lease["id"], lease["token"], row["ttl_s"])])
+    return Answer({**lease, "expires_at": renewed.get(lease["id"], lease["expires_at"])})
 
 
 # Pools may have to grow, and whoever serves knows that somebody waits.

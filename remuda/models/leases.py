@@ -7,21 +7,24 @@ ends a lease locks the VM first, as everybody does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, text
 
 from remuda.errors import IllegalTransition, StaleHolder, UnknownLease
 from remuda.models.database import LEASE_CHANNEL, rows
-from remuda.models.leasing import SPENT, USED, WORN, allowances, take_one
 from remuda.models.vm_life import close_idle
 
-_WAITING = text("""
-    SELECT EXISTS (SELECT FROM lease_requests WHERE lease_id IS NULL AND NOT refused
-                   AND expires_at > now() AND pool_ids && CAST(:pools AS bigint[]))
-""")
+_ACQUIRE = """
+    SELECT * FROM remuda_lease_acquire(
+      CAST(:pools AS bigint[]), :owner, :sandbox, CAST(:slots AS int), CAST(:ttl_s AS float8),
+      CAST(:token AS uuid), CAST(:task_id AS text), CAST(:build_id AS text),
+      CAST(:labels AS jsonb), :holder)
+"""
 
 _END = """
     WITH v AS (
@@ -34,37 +37,37 @@ _END = """
     RETURNING l.id, l.vm_id
 """
 
-_OF_HOLDER = _END.format(which="l.id = :id AND l.token = :token")
 _OF_ID = _END.format(which="l.id = :id")
 _OVERDUE = _END.format(which="l.expires_at < now()")
 _OF_POOL = _END.format(which="l.vm_id IN (SELECT id FROM vms WHERE pool_id = :pool)")
 
-_FREE = f"""
-    WITH f AS (
-      SELECT v.id, u.holders IS NULL AS unused, v.draining OR {SPENT} AS over
-      FROM vms v JOIN pools p ON p.id = v.pool_id {USED} WHERE v.id = ANY(:ids)
-    )
-    UPDATE vms SET busy_at = now(),
-      release_due_at = CASE WHEN vms.release_hook AND f.unused AND vms.state = 'RUNNING' AND NOT f.over
-                            THEN now() ELSE vms.release_due_at END
-    FROM f WHERE vms.id = f.id RETURNING vms.id, f.over
+# VMs of which the reuse is at its end, and nobody has anything on them.
+_OVER = """
+    SELECT r.id FROM remuda_lease_vms(ARRAY(
+      SELECT id FROM pools WHERE state NOT IN ('CLOSED', 'PENDING_DELETE') AND coalesce(
+        reuse_opportunity_s, reuse_max_s, reuse_max_count) IS NOT NULL)) r
+    WHERE r.used_slots = 0 AND (r.spent OR r.unfit = 'have served their time') ORDER BY r.id
 """
 
-# A VM of which the reuse is at its end just now: nobody has anything on it.
-_OVER = f"""
-    SELECT v.id FROM vms v JOIN pools p ON p.id = v.pool_id {USED}
-    WHERE v.state = 'RUNNING' AND v.lease_count > 0 AND u.slots = 0 AND {WORN} ORDER BY v.id
-"""
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """`done`: the lease had not been over; `waited`: somebody waits for one; `over`: VMs to end."""
+
+    done: bool
+    waited: bool = False
+    over: Sequence[int] = ()
 
 
 def acquire(
     connection: Connection,
     *,
     pool_ids: Sequence[int],
-    owner: int,
+    owner: str,
     sandbox: str,
     slots: int | None,
     ttl_s: float,
+    token: UUID | None = None,
     task_id: str | None = None,
     build_id: str | None = None,
     labels: Mapping[str, str] | None = None,
@@ -72,30 +75,31 @@ def acquire(
 ) -> dict[str, Any] | None:
     """Lease `slots` (None: all) of a free VM of the pools, in their order; None when there is none.
 
-    Nor does it overtake anybody who waits for one of these pools: see `lease_requests`. Returns the
-    lease (id, token, expires_at, slots) with the VM (vm_id, name, address, ips).
+    Nor does it overtake anybody who waits for one of these pools: see `lease_requests`. One call
+    that, given a token, may be repeated if its answer is lost. Returns the lease (id, token,
+    expires_at, slots) with the VM (vm_id, name, address, ips).
     """
-    if connection.scalar(_WAITING, {"pools": list(pool_ids)}):
-        return None
-    allowed = allowances(connection, [owner], pool_ids).get(owner)
-    more = list(pool_ids)
-    if allowed is not None:
-        left = allowed.most is None or allowed.has < allowed.most
-        full = {pool for pool, (most, has) in allowed.pools.items() if has >= most}
-        more = [pool for pool in pool_ids if left and pool not in full]
-    return take_one(
+    found = rows(
         connection,
-        pool_ids=pool_ids,
+        _ACQUIRE,
+        pools=list(pool_ids),
         owner=owner,
         sandbox=sandbox,
         slots=slots,
         ttl_s=ttl_s,
-        more=more,
+        token=token or uuid4(),
         task_id=task_id,
         build_id=build_id,
-        labels=labels or {},
+        labels=json.dumps(dict(labels or {})),
         holder=holder,
     )
+    return dict(found[0]) if found else None
+
+
+def held(connection: Connection, lease_id: int) -> dict[str, Any] | None:
+    """Return a lease that is not over with its VM, as `acquire` does."""
+    found = rows(connection, "SELECT * FROM remuda_lease_held(:id)", id=lease_id)
+    return dict(found[0]) if found else None
 
 
 def renew(connection: Connection, lease_id: int, token: UUID | str, *, ttl_s: float) -> None:
@@ -130,11 +134,16 @@ def renew_many(
     return {row.id: row.expires_at for row in found}
 
 
-def release(connection: Connection, lease_id: int, token: UUID | str) -> bool:
-    """End the lease; False when it was over already (a second call is harmless)."""
-    ended = rows(connection, _OF_HOLDER, id=lease_id, token=token, ended="released")
-    _free(connection, ended)
-    return bool(ended)
+def release(connection: Connection, lease_id: int, token: UUID | str) -> Released:
+    """End the lease; a second call is harmless. Whoever waits is to be served next.
+
+    VMs that are not to be used again are to be brought to their end by `end_vms`.
+    """
+    done, over, waited = connection.execute(
+        text("SELECT * FROM remuda_lease_release(:id, CAST(:token AS uuid))"),
+        {"id": lease_id, "token": str(token)},
+    ).one()
+    return Released(done, waited, over or ())
 
 
 def revoke(connection: Connection, lease_id: int) -> None:
@@ -169,10 +178,18 @@ def release_all(connection: Connection, pool_id: int) -> int:
     return len(ended)
 
 
+def end_vms(connection: Connection, vm_ids: Sequence[int]) -> list[int]:
+    """Bring those of the VMs that serve nobody to STOPPING; return them."""
+    ended = close_idle(connection, vm_ids)
+    if ended:
+        connection.execute(text("SELECT pg_notify('remuda_wake', 'stop')"))
+    return ended
+
+
 def end_worn(connection: Connection) -> list[int]:
     """Bring VMs that are not to be leased again, and serve nobody now, to STOPPING; return them."""
     found = [row["id"] for row in rows(connection, _OVER)]
-    return close_idle(connection, found) if found else []
+    return end_vms(connection, found) if found else []
 
 
 def listing(
@@ -243,18 +260,11 @@ def end_release(connection: Connection, vm_id: int) -> None:
 
 def _free(connection: Connection, ended: Sequence[Mapping[str, Any]]) -> None:
     """Note that VMs have room again; those that serve nobody any more are on their way out."""
-    if not ended:
-        return
-    freed = rows(connection, _FREE, ids=sorted({row["vm_id"] for row in ended}))
-    over = [row["id"] for row in freed if row["over"]]
-    if over and close_idle(connection, over):
-        connection.execute(text("SELECT pg_notify('remuda_wake', 'stop')"))
-    connection.execute(
-        text("""SELECT pg_notify('remuda_wake', 'dispatch'),
-                  (SELECT pg_notify('remuda_wake', 'release') WHERE EXISTS (
-                     SELECT FROM vms WHERE id = ANY(:ids) AND release_due_at IS NOT NULL))"""),
-        {"ids": [row["id"] for row in freed]},
-    )
+    if ended:
+        freed = {"vms": sorted({row["vm_id"] for row in ended})}
+        over = connection.scalar(text("SELECT remuda_lease_freed(CAST(:vms AS bigint[]))"), freed)
+        if over:
+            end_vms(connection, over)
 
 
 def _tell(connection: Connection, ended: Sequence[Mapping[str, Any]]) -> None:

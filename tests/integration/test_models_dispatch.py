@@ -107,7 +107,7 @@ def test_what_is_used_already_counts(engine: Engine) -> None:
         leases.acquire(
             connection,
             pool_ids=[pool],
-            owner=owner_id(connection, "bob"),
+            owner="bob",
             sandbox="",
             slots=3,
             ttl_s=60,

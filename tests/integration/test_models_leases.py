@@ -34,7 +34,7 @@ def _acquire(
     return leases.acquire(
         connection,
         pool_ids=pools,
-        owner=owner_id(connection, owner),
+        owner=owner,
         sandbox=sandbox,
         slots=slots,
         ttl_s=60,
@@ -52,8 +52,8 @@ def test_a_lease_tells_where_its_vm_is(engine: Engine) -> None:
         now = connection.scalar(text("SELECT now()"))
         assert (found["expires_at"] - now).total_seconds() == 60
         assert _acquire(connection, pool) is None
-        assert leases.release(connection, found["id"], found["token"]) is True
-        assert leases.release(connection, found["id"], found["token"]) is False
+        assert leases.release(connection, found["id"], found["token"]).done is True
+        assert leases.release(connection, found["id"], found["token"]).done is False
         assert row(connection, "vms", vm)["busy_at"] == now
         assert _acquire(connection, pool) is not None
         assert_sound(connection)
@@ -109,7 +109,7 @@ def test_only_the_holder_renews_and_releases(engine: Engine) -> None:
         before = row(connection, "leases", lease["id"])
         with pytest.raises(StaleHolder):
             leases.renew(connection, lease["id"], uuid4(), ttl_s=600)
-        assert leases.release(connection, lease["id"], uuid4()) is False
+        assert not leases.release(connection, lease["id"], uuid4()).done
         assert row(connection, "leases", lease["id"]) == before
         leases.renew(connection, lease["id"], lease["token"], ttl_s=600)
         later = row(connection, "leases", lease["id"])["expires_at"]
@@ -134,7 +134,7 @@ def test_a_lease_ends_with_its_time(engine: Engine) -> None:
         assert new is not None
         with pytest.raises(StaleHolder):
             leases.renew(connection, old["id"], old["token"], ttl_s=60)
-        assert leases.release(connection, old["id"], old["token"]) is False
+        assert leases.release(connection, old["id"], old["token"]).done is False
         leases.renew(connection, new["id"], new["token"], ttl_s=60)
         assert_sound(connection)
 

@@ -26,7 +26,6 @@ from remuda.errors import IllegalTransition
 from remuda.models import cancel, exits, leases, starting
 from remuda.models.database import make_engine, rows
 from remuda.models.states import VmState
-from remuda.models.submit import owner_id
 from remuda.models.vm_life import close_idle, lock_vms, move_vm
 from remuda.tasks import recording
 from tests.database import _fresh
@@ -202,7 +201,7 @@ class Models(RuleBasedStateMachine):
             leases.acquire(
                 connection,
                 pool_ids=[self.pool],
-                owner=owner_id(connection, "c"),
+                owner="c",
                 sandbox="",
                 slots=slots,
                 ttl_s=60,

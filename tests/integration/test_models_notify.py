@@ -13,7 +13,6 @@ from remuda.models.database import DONE_CHANNEL, OUTPUT_CHANNEL, WAKE_CHANNEL, L
 from remuda.models.pool_life import change_pool, close_pool
 from remuda.models.sizing import due_pools, store_state
 from remuda.models.states import PoolState, VmState
-from remuda.models.submit import owner_id
 from remuda.models.vm_life import move_vm
 from tests.integration.builders import (
     OWNER,
@@ -183,7 +182,7 @@ def test_a_lease_that_ends_makes_room(engine: Engine, listener: Listener, pool: 
         lease = leases.acquire(
             connection,
             pool_ids=[pool],
-            owner=owner_id(connection, OWNER),
+            owner=OWNER,
             sandbox="",
             slots=1,
             ttl_s=60,

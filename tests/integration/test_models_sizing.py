@@ -280,7 +280,7 @@ def test_leases_keep_vms_from_being_closed(engine: Engine) -> None:
         lease = leases.acquire(
             connection,
             pool_ids=[pool],
-            owner=owner_id(connection, OWNER),
+            owner=OWNER,
             sandbox="",
             slots=1,
             ttl_s=60,

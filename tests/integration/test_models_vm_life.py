@@ -11,7 +11,6 @@ from remuda.errors import IllegalTransition, InstanceNotFound
 from remuda.models import leases, machines, requests, vm_life
 from remuda.models.database import transact
 from remuda.models.states import VM_EDGES, VmState
-from remuda.models.submit import owner_id
 from tests.integration.builders import (
     OWNER,
     age,
@@ -110,7 +109,7 @@ def test_a_halted_vm_ends_its_watch_and_leases(engine: Engine) -> None:
         lease = leases.acquire(
             connection,
             pool_ids=[pool],
-            owner=owner_id(connection, OWNER),
+            owner=OWNER,
             sandbox="",
             slots=1,
             ttl_s=600,

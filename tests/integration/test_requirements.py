@@ -226,9 +226,8 @@ def test_a_used_vm_serves_nobody_else(engine: Engine, isolation: str) -> None:
         assert used["bound_owner_id"] == owner_id(connection, OWNER)
         assert used["draining"] == (isolation == "single_use")
         wanted: dict[str, Any] = {"pool_ids": [pool], "slots": 1, "ttl_s": 60}
-        bob = owner_id(connection, "bob")
-        assert leases.acquire(connection, owner=bob, sandbox="a", **wanted) is None
-        again = leases.acquire(connection, owner=used["bound_owner_id"], sandbox="a", **wanted)
+        assert leases.acquire(connection, owner="bob", sandbox="a", **wanted) is None
+        again = leases.acquire(connection, owner=OWNER, sandbox="a", **wanted)
         assert (again is not None) == (isolation == "sandbox")  # of an owner's, both slots are used
         if again is not None:
             leases.release(connection, again["id"], again["token"])
@@ -251,7 +250,7 @@ def test_a_lease_binds_too(engine: Engine) -> None:
         lease = leases.acquire(
             connection,
             pool_ids=[pool],
-            owner=owner_id(connection, OWNER),
+            owner=OWNER,
             sandbox="a",
             slots=1,
             ttl_s=60,
@@ -276,7 +275,6 @@ def test_dispatchers_and_leases_in_a_crowd(engine: Engine) -> None:
         several(connection, [apart, mixed], 10)
         for owner in ("alice", "bob", "carol"):
             make_jobs(connection, apart, 6, owner=owner)
-        people = {name: owner_id(connection, name) for name in ("dave", "bob")}
 
     def work() -> int:
         return sum(len(transact(engine, place)) for _ in range(5))
@@ -284,7 +282,7 @@ def test_dispatchers_and_leases_in_a_crowd(engine: Engine) -> None:
     def lease(name: str) -> int:
         def once(connection: Connection) -> Any:
             return leases.acquire(
-                connection, pool_ids=[apart], owner=people[name], sandbox="", slots=1, ttl_s=60
+                connection, pool_ids=[apart], owner=name, sandbox="", slots=1, ttl_s=60
             )
 
         return sum(transact(engine, once) is not None for _ in range(5))
