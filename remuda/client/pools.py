@@ -20,10 +20,12 @@ from remuda.errors import (
     WaitTimeout,
 )
 from remuda.guests import guests_of
+from remuda.hooks import hooks_of
 from remuda.hosts import hosts_of, slurm_of
 from remuda.models import pool_life, query, requests
 from remuda.models.database import WAKE_CHANNEL, Listener
 from remuda.models.states import OPEN_POOL, PoolState
+from remuda.offers import offers_for
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -34,7 +36,7 @@ DEFAULT_POOL = "default"
 _POLL_S = 1.0
 _ENDED = ("CLOSED", "PENDING_DELETE")
 # Of providers that are not called like theirs.
-_BACKENDS = {"ec2": "ssh", "libvirt": "ssh", "openstack": "ssh", "static": "ssh"}
+_BACKENDS = {"command": "ssh", "ec2": "ssh", "libvirt": "ssh", "openstack": "ssh", "static": "ssh"}
 
 
 class Pool:
@@ -110,6 +112,11 @@ class Pool:
         return dict(self._get("settings"))
 
     @property
+    def offers(self) -> list[dict[str, Any]]:
+        """What its VMs may be made from, in order; none: the pool itself is its only offer."""
+        return list(self._get("offers"))
+
+    @property
     def message(self) -> str | None:
         """What went wrong last, if launches fail."""
         return self._get("message")  # type: ignore[no-any-return]
@@ -180,8 +187,9 @@ class Pool:
     def set(self, **fields: Any) -> None:
         """Change settings, all or none; raises BadInput for wrong ones, Refused for late ones."""
         checked = pool_settings.checked(fields)
-        if "settings" in checked:
-            _check_settings(self.provider, checked["settings"])
+        if "settings" in checked or "offers" in checked:
+            settings = checked.get("settings", self.settings)
+            _check_offers(self.provider, settings, checked.get("offers", self.offers))
         self._change(checked)
 
     def submit(self) -> Pool:
@@ -261,12 +269,19 @@ def create(
 ) -> Pool:
     """Insert a pool with checked `fields` and return it; raises BadInput, AlreadyExists."""
     pool_settings.pool_name(name)
-    _check_settings(provider, fields.get("settings", {}))
+    _check_offers(provider, fields.get("settings", {}), fields.get("offers", ()))
     kinds = {
         "provider": pool_settings.kind("provider", provider),
         "backend": pool_settings.kind("backend", backend or _BACKENDS.get(provider, provider)),
         "image": pool_settings.image_name(image),
     }
+    for offer in fields.get("offers", ()):
+        other = offer.get("provider", provider)
+        if backend is None and _BACKENDS.get(other, other) != kinds["backend"]:
+            raise BadInput(
+                f"offer {offer['name']}: VMs of {other} are not reached like those of {provider}",
+                hint=f"give it a pool of its own; all of this one's are reached by {kinds['backend']}",
+            )
     made = context.commit(
         lambda c: pool_life.insert_pool(c, name, owner=context.owner, fields=fields, **kinds)
     )
@@ -325,12 +340,27 @@ def pool_rows(context: Context, pool: Pools | None) -> list[Mapping[str, Any]]:
     return list(found.values())
 
 
+def _check_offers(
+    provider: str, settings: Mapping[str, Any], offers: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse settings that are wrong as each offer has them; raises BadInput naming the offer."""
+    for offer in offers_for(offers, provider=provider, image="default", settings=settings):
+        try:
+            _check_settings(offer.provider, offer.settings)
+        except BadInput as error:
+            if not offer.name:
+                raise
+            raise BadInput(f"offer {offer.name}: {error.message}", hint=error.hint) from None
+
+
 def _check_settings(provider: str, settings: Mapping[str, Any]) -> None:
     """Refuse what is wrong with the settings of a provider of Remuda's own; raises BadInput."""
     if provider == "static":
         hosts_of(settings)
     elif provider == "local":
         slurm_of(settings)
+    elif provider == "command":
+        hooks_of(settings)
     elif provider == "libvirt":
         guests_of(settings)
     elif provider in clouds.CHECKS:

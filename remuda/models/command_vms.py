@@ -157,6 +157,12 @@ def hold(
     return Entry(**found[0])
 
 
+def exists(connection: Connection, vm_id: int) -> bool:
+    """Return whether the VM is in the book."""
+    found = connection.scalar(text("SELECT 1 FROM command_vms WHERE id = :vm"), {"vm": vm_id})
+    return found is not None
+
+
 def let_go(connection: Connection, vm_id: int, holder: str, *, output: str | None = None) -> bool:
     """End the hold; with `output` the VM is made, and that is what its hook said.
 

@@ -25,7 +25,7 @@ import pytest
 
 from remuda.errors import BadInput
 from remuda.testing.place import wait_until
-from remuda.workers.providers.base import Provider, VmDescription, VmSpec
+from remuda.workers.providers.base import DEADLINES_S, Provider, VmDescription, VmSpec
 
 
 class ProviderContract:
@@ -115,6 +115,28 @@ class ProviderContract:
             list(pool.map(lambda _: provider.terminate(vm_id), range(4)))
         provider.terminate(vm_id)
         self.wait_gone(provider, vm_id)
+
+    def test_what_is_known_is_told_beside_what_is_not(self, provider: Provider) -> None:
+        vm_id = provider.spawn(self.spec(), "1")
+        assert list(provider.describe(["none-12345678", vm_id, vm_id, "../x"])) == [vm_id]
+        assert provider.describe([]) == {}
+
+    def test_a_name_is_no_path(self, provider: Provider) -> None:
+        vm_id = provider.spawn(self.spec("../../up"), "1")
+        assert ".." not in vm_id
+        assert self.only(provider, vm_id).token == "1"
+        provider.terminate(vm_id)
+        self.wait_gone(provider, vm_id)
+
+    def test_a_vm_that_is_well_passes_and_is_released(self, provider: Provider) -> None:
+        vm_id = provider.spawn(self.spec(), "1")
+        provider.livecheck(vm_id, self.wait_running(provider, vm_id))
+        provider.release(vm_id)
+        assert self.only(provider, vm_id).state == "running"
+
+    def test_every_call_has_a_deadline(self, provider: Provider) -> None:
+        for call in DEADLINES_S:
+            assert 0 < provider.deadline_s(call) <= 2 * 86_400 + 3600
 
     def test_settings_are_checked(self, provider: Provider, pool_settings: dict[str, Any]) -> None:
         provider.validate(pool_settings)

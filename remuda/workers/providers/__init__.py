@@ -14,6 +14,7 @@ __all__ = ["Provider", "VmDescription", "VmSpec", "VmState", "get_provider"]
 
 GROUP = "remuda.providers"
 _HERE = {
+    "command": "remuda.workers.providers.command:CommandProvider",
     "ec2": "remuda.workers.providers.ec2:Ec2Provider",
     "libvirt": "remuda.workers.providers.libvirt:LibvirtProvider",
     "local": "remuda.workers.providers.local:LocalProvider",
