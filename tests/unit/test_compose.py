@@ -64,7 +64,8 @@ def test_services() -> None:
     """All are there, none has rights it does not need, none waits for another."""
     services = section("services")
     nodes = {"node-1", "node-2"}
-    assert set(services) == {"postgres", "rabbitmq", "migrate", "worker", "beat", "cli", *nodes}
+    ours = {"migrate", "worker", "beat", "flower", "cli"}
+    assert set(services) == {"postgres", "rabbitmq", *ours, *nodes}
     for name, text in services.items():
         whole = with_anchors(text)
         assert "read_only: true" in whole, name
