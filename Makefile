@@ -1,12 +1,13 @@
 # make demo and make test set up everything they need; the other targets are for developers.
 # PYTHON=... chooses the Python, ARGS=... is handed on.
-.PHONY: help demo test test-pythons lint format types env bench lock clean
+.PHONY: help demo test test-openstack test-pythons lint format types env bench lock clean
 PY := .venv/bin/python
 
 help:
 	@echo "make demo          the main job on real input, from pool to picture; CHAOS=1 kills a VM"
 	@echo "make test          every test; ARGS='-k placement' hands arguments to pytest"
 	@echo "make test-pythons  the unit tests on the other Python versions found here"
+	@echo "make test-openstack  the openstack provider over the real Nova's code (470 MB, some minutes)"
 	@echo "make lint types    ruff and import-linter; mypy --strict"
 	@echo "make format        let ruff format the code"
 	@echo "make bench         the benchmarks"
@@ -27,6 +28,9 @@ test:
 
 test-pythons: env
 	@tools/other-pythons
+
+test-openstack: env
+	@tools/test-openstack $(ARGS)
 
 lint: env
 	$(PY) -m ruff check .

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,8 @@ from remuda.workers.providers.base import VmSpec
 from remuda.workers.providers.ec2.errors import told
 from remuda.workers.providers.ec2.instances import interruption_of, oldest, state_of
 from remuda.workers.providers.ec2.launch import Place, places, request
+from remuda.workers.providers.openstack import servers
+from remuda.workers.providers.openstack.errors import of_fault
 
 EC2 = {"key_file": "/keys/pool", "instance_type": "c7i.large"}
 OPENSTACK = {"key_file": "/keys/pool", "flavor": "m1.small"}
@@ -258,3 +262,61 @@ class TestInstances:
         undated = interruption_of({**gone, "StateTransitionReason": ""}, None)
         assert undated is not None
         assert abs(undated - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def server(**fields: Any) -> Any:
+    least = {"addresses": {}, "access_ipv4": "", "access_ipv6": "", "task_state": None}
+    return SimpleNamespace(**{**least, **fields})
+
+
+class TestServers:
+    @pytest.mark.parametrize(
+        ("status", "task", "state"),
+        [
+            ("BUILD", "scheduling", "pending"),
+            ("ACTIVE", None, "running"),
+            ("HARD_REBOOT", "rebooting", "running"),
+            ("ACTIVE", "deleting", "stopped"),
+            ("ERROR", None, "stopped"),
+            ("SHUTOFF", None, "stopped"),
+            ("DELETED", None, "gone"),
+            ("SOFT_DELETED", None, "gone"),
+            ("UNHEARD_OF", None, "stopped"),
+        ],
+    )
+    def test_states(self, status: str, task: str | None, state: str) -> None:
+        assert servers.state_of(server(status=status, task_state=task)) == state
+
+    def test_addresses(self) -> None:
+        def ip(addr: str, kind: str = "fixed") -> dict[str, Any]:
+            version = 6 if ":" in addr else 4
+            return {"addr": addr, "version": version, "OS-EXT-IPS:type": kind}
+
+        assert servers.ips_of(server()) == (None, None)
+        both = {"a": [ip("fd00::1"), ip("10.0.0.1")], "b": [ip("198.51.100.1", "floating")]}
+        assert servers.ips_of(server(addresses=both)) == ("10.0.0.1", "198.51.100.1")
+        six = server(addresses={"a": [ip("fd00::1")]}, access_ipv6="2001:db8::1")
+        assert servers.ips_of(six) == ("fd00::1", "2001:db8::1")
+
+    def test_names_end_in_their_tokens(self) -> None:
+        for name in ("sim-1", "../../up", "ü" * 300, ""):
+            made = servers.name_of(VmSpec(name, "p", 1), "t")
+            assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}", made)
+            assert re.search(servers.pattern_of("t"), made)
+            assert not re.search(servers.pattern_of("u"), made)
+
+    @pytest.mark.parametrize(
+        ("message", "kind"),
+        [
+            ("No valid host was found. ", CapacityError),
+            ("No valid host was found. There are not enough hosts available.", CapacityError),
+            ("Exceeded maximum number of retries. Exhausted all hosts", CapacityError),
+            ("Insufficient compute resources: Free memory 1 MB", CapacityError),
+            ("Quota exceeded for resources: ['port'].", QuotaExceeded),
+            ("Image 155d is unacceptable: not a qcow2", ImageError),
+            ("Failed to allocate the network(s), not rescheduling.", TransientProviderError),
+            ("", TransientProviderError),
+        ],
+    )
+    def test_faults(self, message: str, kind: type[ProviderError]) -> None:
+        assert type(of_fault("vm-1", message)) is kind

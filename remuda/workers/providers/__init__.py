@@ -19,6 +19,7 @@ _HERE = {
     "libvirt": "remuda.workers.providers.libvirt:LibvirtProvider",
     "local": "remuda.workers.providers.local:LocalProvider",
     "noop": "remuda.workers.providers.noop:NoopProvider",
+    "openstack": "remuda.workers.providers.openstack:OpenstackProvider",
     "static": "remuda.workers.providers.static:StaticProvider",
 }
 
