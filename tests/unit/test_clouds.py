@@ -265,7 +265,12 @@ class TestInstances:
 
 
 def server(**fields: Any) -> Any:
-    least = {"addresses": {}, "access_ipv4": "", "access_ipv6": "", "task_state": None}
+    least: dict[str, Any] = {
+        "addresses": {},
+        "access_ipv4": "",
+        "access_ipv6": "",
+        "task_state": None,
+    }
     return SimpleNamespace(**{**least, **fields})
 
 
