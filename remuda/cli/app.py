@@ -70,6 +70,7 @@ POOL = {
     "set": Entry("pool:set_", "Change settings of a pool."),
     "close": Entry("pool:close", "Close a pool: its VMs end after their jobs."),
     "delete": Entry("pool:delete", "Delete a closed pool."),
+    "resume": Entry("pool:resume", "Let a pool ask for VMs again at once."),
     "explain": Entry("pool:explain", "Say why a pool has the size it has."),
 }
 

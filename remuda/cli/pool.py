@@ -143,6 +143,7 @@ def show(name: str, as_json: bool) -> None:
             ("backend", record["backend"]),
             ("image", record["image"]),
             ("settings", sorted(record["settings"])),
+            ("offers", _offers(record)),
             ("tags", record["tags"]),
             ("isolation", record["isolation"]),
             ("size", pool_size(record)),
@@ -159,6 +160,11 @@ def show(name: str, as_json: bool) -> None:
             ("retry", _policy(record["retry"])),
             ("heartbeat", format_duration(record["heartbeat_s"])),
             ("stalling interval", format_duration(record["stalling_interval_s"])),
+            ("to launch within", format_duration(record["launch_timeout_s"])),
+            ("tries of a launch again", record["launch_retries"]),
+            ("starting at once", record["max_starting"]),
+            ("between two spawns", format_duration(record["spawn_interval_s"] or None)),
+            ("no spawn before", record["paused_until"]),
             ("VMs", record["vms_by_state"] or "none"),
             ("slots", f"{record['busy_slots']} of {record['slots']} busy"),
             ("jobs", {s: n for s, n in record["jobs"].items() if n} or "none"),
@@ -217,6 +223,20 @@ def delete(name: str) -> None:
     click.echo(f"pool {name} is deleted")
 
 
+@click.command("resume", cls=Command, short_help="Let a pool ask for VMs again at once.")
+@click.argument("name")
+def resume(name: str) -> None:
+    """Let a pool that paused after failed launches ask for VMs again, without waiting any longer.
+
+    What its provider refused for want of capacity or quota is asked for again too.
+    """
+    with connect.open_client() as client:
+        pool = client.pool(name)
+        pool.resume()
+        state = pool.update().state
+    click.echo(f"pool {name} is {state}")
+
+
 @click.command("explain", cls=Command, short_help="Say why a pool has the size it has.")
 @click.argument("name")
 def explain(name: str) -> None:
@@ -224,6 +244,17 @@ def explain(name: str) -> None:
     with connect.open_client() as client:
         for sentence in client.pool(name).explain():
             click.echo(printable(sentence))
+
+
+def _offers(record: Mapping[str, Any]) -> list[str]:
+    """Return the offers as they are asked, each with its price and why it is passed over now."""
+    refused = {row["offer"]: row["reason"] for row in record["refusals"] or ()}
+    told = []
+    for offer in record["offers"] or ():
+        price = f" at {offer['price']:g}" if offer.get("price") is not None else ""
+        why = f" (not now: {refused[offer['name']]})" if offer["name"] in refused else ""
+        told.append(f"{offer['name']}{price}{why}")
+    return told
 
 
 def _only_with(record: Mapping[str, Any], what: str, seconds: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from remuda.cli.offers_file import OffersFile
 from remuda.cli.types import (
     DURATION,
     DURATION_OR_ZERO,
@@ -32,6 +33,10 @@ _FIELDS = {
     "isolation": "isolation",
     "heartbeat": "heartbeat_s",
     "stalling_interval": "stalling_interval_s",
+    "launch_timeout": "launch_timeout_s",
+    "launch_retries": "launch_retries",
+    "max_starting": "max_starting",
+    "spawn_interval": "spawn_interval_s",
 }
 _ELASTIC = {
     "min_slots": ("minimum_total_slots", "elastic_minimum_slots"),
@@ -57,6 +62,8 @@ def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
         fields["tags"] = list(options["tag"])
     if options["constant"]:
         fields["constants"] = dict(options["constant"])
+    if options["offer"]:
+        fields["offers"] = [offer for given in options["offer"] for offer in given]
     if options["retry"]:
         fields["retry"] = dict(options["retry"])
     if options["setting"]:
@@ -155,6 +162,33 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option("--heartbeat", type=DURATION, help="How often a VM gives a sign of life."),
     click.option("--stalling-interval", type=DURATION, help="A VM silent for so long is replaced."),
+    click.option(
+        "--offer",
+        type=OffersFile(),
+        multiple=True,
+        metavar="FILE|JSON",
+        help="What its VMs may be made from, in order: see docs/providers.md. Repeatable.",
+    ),
+    click.option(
+        "--launch-timeout", type=DURATION, help="A VM not up by then is given up.  [default: 10m]"
+    ),
+    click.option(
+        "--launch-retries",
+        type=click.IntRange(0, 100),
+        metavar="N",
+        help="How often a step of a launch is tried again.  [default: 3]",
+    ),
+    click.option(
+        "--max-starting",
+        type=click.IntRange(1),
+        metavar="N",
+        help="VMs that may be starting at once.  [default: any number]",
+    ),
+    click.option(
+        "--spawn-interval",
+        type=DURATION_OR_ZERO,
+        help="How long to wait between two new VMs.  [default: 0]",
+    ),
     click.option("--tag", multiple=True, metavar="TAG", help="A word to find it by. Repeatable."),
     click.option(
         "--setting",

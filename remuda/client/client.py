@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
+    from remuda.offers import Offer
     from remuda.retries import RetryPolicy
 
 
@@ -78,6 +79,8 @@ class Client(Machines):
         retry: RetryPolicy | Mapping[str, Any] | None = None,
         heartbeat_s: float | None = None,
         stalling_interval_s: float | None = None,
+        offers: Sequence[Offer | Mapping[str, Any]] = (),
+        **more: Any,
     ) -> Pool:
         """Make a pool, UNSUBMITTED: it takes jobs, and makes VMs once it is submitted.
 
@@ -85,6 +88,9 @@ class Client(Machines):
         takes jobs. `retry`: the policy of jobs that bring none. `isolation`: see
         docs/requirements.md. `instance_count` VMs are kept unless `setup_elastic` is called. A VM
         silent for `stalling_interval_s` (None: six heartbeats) is replaced and its jobs run again.
+        `offers`: what VMs may be made from, tried in order, see docs/providers.md. `more`: any other
+        setting of docs/cli.md, such as launch_timeout_s, launch_retries, max_starting (VMs) and
+        spawn_interval_s.
         Raises BadInput, AlreadyExists.
         """
         if heartbeat_s is not None and stalling_interval_s is None:
@@ -105,6 +111,8 @@ class Client(Machines):
             "retry": retry,
             "heartbeat_s": heartbeat_s,
             "stalling_interval_s": stalling_interval_s,
+            "offers": offers or None,
+            **more,
         }
         return create(
             self._context,

@@ -65,8 +65,16 @@ def explain_pool(pool: Mapping[str, Any]) -> list[str]:
         inputs = decision.get("inputs") or {}
         if inputs:
             said.append("From: " + ", ".join(f"{k}={v}" for k, v in inputs.items()))
+    if pool.get("offers"):
+        names = ", ".join(offer["name"] for offer in pool["offers"])
+        said.append(f"VMs are made from the first offer that has any: {names}.")
+    for refusal in pool.get("refusals") or ():
+        which = f"Offer {refusal['offer']}" if refusal["offer"] else "The provider"
+        said.append(f"{which} is not asked until {refusal['expires_at']}: {refusal['reason']}")
     if pool["launch_failures"]:
         said.append(f"{pool['launch_failures']} launches failed in a row: {pool['message']}")
+    elif pool.get("paused_until") is not None and pool["message"]:
+        said.append(f"No VM is asked for until {pool['paused_until']}: {pool['message']}")
     return said
 
 

@@ -22,7 +22,7 @@ from remuda.errors import (
 from remuda.guests import guests_of
 from remuda.hooks import hooks_of
 from remuda.hosts import hosts_of, slurm_of
-from remuda.models import pool_life, query, requests
+from remuda.models import launches, pool_life, query, requests
 from remuda.models.database import WAKE_CHANNEL, Listener
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.offers import offers_for
@@ -196,6 +196,11 @@ class Pool:
         """Open it for work; VMs come as they are needed. Raises Refused when it has ended."""
         self._context.commit(lambda c: pool_life.submit_pool(c, self.id))
         return self.update()
+
+    def resume(self) -> None:
+        """Let it ask for VMs again at once, whatever failed or was refused; raises Refused if over."""
+        self._context.commit(lambda c: launches.resume_pool(c, self.id))
+        self._read_at = 0.0
 
     def close(self, *, now: bool = False) -> None:
         """Begin to end it: waiting jobs are cancelled, running ones end first, or not if `now`.

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from remuda.errors import Refused, UnknownPool
 from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.pool_life import image_id
@@ -249,13 +250,29 @@ def forget_refusals(connection: Connection, pool_id: int, offer: str) -> None:
 
 
 def resume_pool(connection: Connection, pool_id: int) -> None:
-    """Forget all that keeps the pool from asking for VMs: failures, the pause, what was refused."""
-    connection.execute(
+    """Forget all that keeps the pool from asking for VMs: failures, the pause, what was refused.
+
+    Raises UnknownPool, or Refused when it is closing or closed.
+    """
+    done = connection.execute(
         text(
-            """UPDATE pools SET launch_failures = 0, paused_until = NULL, message = NULL,
-                 last_resize_at = NULL WHERE id = :pool"""
+            f"""UPDATE pools SET launch_failures = 0, paused_until = NULL, message = NULL,
+                 last_resize_at = NULL
+               WHERE id = :pool AND state IN ('FAILURE', {sql_list(OPEN_POOL)})"""
         ),
         {"pool": pool_id},
     )
+    if done.rowcount == 0:
+        state = connection.scalar(text("SELECT state FROM pools WHERE id = :id"), {"id": pool_id})
+        if state is None:
+            raise UnknownPool(f"there is no pool with id {pool_id}")
+        raise Refused(f"the pool is {state}: it makes no VMs that it could resume")
     connection.execute(text("DELETE FROM offer_refusals WHERE pool_id = :pool"), {"pool": pool_id})
+    connection.execute(
+        text(
+            """UPDATE vms SET next_try_at = now()
+               WHERE pool_id = :pool AND state = 'NEW' AND next_try_at IS NOT NULL"""
+        ),
+        {"pool": pool_id},
+    )
     connection.execute(text("SELECT pg_notify('remuda_wake', 'pool')"))

@@ -50,6 +50,10 @@ _IMAGE = """
 
 _POOL = """
     SELECT p.*, i.name AS image, o.name AS owner,
+           (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                     'offer', r.offer, 'reason', r.reason, 'times', r.times,
+                     'expires_at', r.expires_at) ORDER BY r.refused_at, r.offer), '[]')
+            FROM offer_refusals r WHERE r.pool_id = p.id AND r.expires_at > now()) AS refusals,
            (SELECT count(*) FROM vms WHERE pool_id = p.id AND state <> 'HALTED')::int AS vms,
            (SELECT coalesce(sum(slots), 0) FROM vms
             WHERE pool_id = p.id AND state = 'RUNNING')::int AS slots,
