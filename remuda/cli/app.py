@@ -13,6 +13,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "array": Entry("app:array", "Look at arrays of jobs as wholes, limit or resubmit them."),
         "pool": Entry("app:pool", "Create, change and close pools of VMs."),
         "vm": Entry("app:vm", "Look at VMs, drain or terminate them."),
+        "history": Entry("history", "Plot VMs and jobs over time."),
         "image": Entry("app:image", "Look at images; trust or distrust them."),
         "demo": Entry("demo", "Render a picture on an elastic pool, with live progress."),
     },

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, overload
 
 from remuda.checks import shown, text_of, whole
 from remuda.client.context import Context
+from remuda.client.history import History, metric_of, period_of, times_of
 from remuda.client.pools import Pool, pool_row
 from remuda.errors import BadInput
 from remuda.models import images as image_models
 from remuda.models import query
+from remuda.models.database import database_time
+from remuda.models.history import values_of
 from remuda.models.selecting import Selection
 
 _MOST_ID = 2**63 - 1
@@ -115,6 +118,33 @@ class Looking:
         number = whole("a VM's id", vm_id, least=1, most=_MOST_ID)
         most = whole("newest", newest, least=0, most=10_000_000)
         return self._context.read(lambda c: query.vm_history(c, number, newest=most))
+
+    def history(
+        self,
+        metric: str = "running_vms",
+        *,
+        by: str | None = None,
+        since: datetime | timedelta = timedelta(hours=1),
+        until: datetime | timedelta = timedelta(0),
+        bucket_s: int | None = None,
+        pool: Pool | str | Sequence[Pool | str] | None = None,
+    ) -> History:
+        """Return a metric over time, in UTC buckets of whole seconds (None: about a hundred).
+
+        `since`, `until`: datetimes, or how long ago. `by`: what divides it into series, such as
+        "pool". The metrics: docs/history.md. Raises BadInput, UnknownPool.
+        """
+        found = metric_of(metric, by)
+        ids = self._pool_ids(pool)
+        now = self._context.read(database_time)
+        period = period_of(now, since=since, until=until, bucket_s=bucket_s)
+        pool_ids = [ids] if isinstance(ids, int) else ids
+        series = self._context.read(
+            lambda c: values_of(c, metric, period, by=by, pool_ids=pool_ids)
+        )
+        return History(
+            metric, found.unit, found.help, by, period.bucket_s, times_of(period), series
+        )
 
     def _select(self, kind: str, filters: Mapping[str, Any]) -> Selection:
         found = query.KINDS.get(text_of("what is looked for", kind))

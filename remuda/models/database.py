@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import psycopg
@@ -108,6 +109,12 @@ def reading(engine: Engine) -> Iterator[Connection]:
 def rows(connection: Connection, statement: str, **parameters: Any) -> Sequence[Mapping[str, Any]]:
     """Run a textual statement and return its rows as mappings."""
     return [dict(row) for row in connection.execute(text(statement), parameters).mappings()]
+
+
+def database_time(connection: Connection) -> datetime:
+    """Return what time it is by the database's clock, in UTC."""
+    now: datetime = connection.execute(text("SELECT now()")).scalar_one()
+    return now.astimezone(UTC)
 
 
 class Listener:
