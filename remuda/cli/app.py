@@ -29,6 +29,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "worker": Entry("processes:worker", "Be a Celery worker of Remuda."),
         "beat": Entry("processes:beat", "Be the Celery beat of Remuda."),
         "flower": Entry("flower:flower", "Be Flower, the web view of VMs, jobs and Celery."),
+        "metrics": Entry("metrics", "Serve metrics to Prometheus."),
     },
     "Shell": {
         "completion": Entry("completion", "Print the shell's completion script."),

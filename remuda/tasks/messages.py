@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from celery import current_app
 from kombu.exceptions import OperationalError
 
-from remuda.tasks import names
+from remuda.tasks import figures, names
 from remuda.tasks.flower.wording import id_list
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,9 @@ def _send(task: str, vm_id: int, ids: Sequence[int] | None = None) -> None:
         )  # fmt: skip
     except (OperationalError, OSError) as error:
         log.warning("could not send %s: %s", task, type(error).__name__)
+        kept = figures.figures()
+        if kept is not None:
+            kept.send_failures.labels(task).inc()
 
 
 def _chunked(task: str, vm_id: int, ids: Sequence[int]) -> None:

@@ -26,6 +26,7 @@ from remuda.tasks import (
     attaching,
     calling,
     cancelling,
+    figures,
     leasing,
     messages,
     placing,
@@ -263,7 +264,8 @@ class Watcher:
             _, self._leases_wanted = leasing.serve(self._runtime)
 
     def _dispatch(self) -> None:
-        placed = placing.dispatch(self._runtime)
+        with figures.timed_placement():
+            placed = placing.dispatch(self._runtime)
         for vm_id, count in placed.items():
             level = self._in_flight[vm_id] = self._in_flight[vm_id] + count
             # More is placed when half of it is done; one at a time where little is placed ahead.
@@ -310,6 +312,7 @@ class WatcherStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Start the watcher."""
         global _watcher
         runtime = get_runtime()
+        figures.keep(runtime.settings.state_dir)
         teller = Teller(
             runtime, parent.app, worker=parent.hostname, always=bool(parent.task_events)
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from celery import Task
 
+from remuda.tasks import figures
 from remuda.tasks.watching import this_watcher
 
 
@@ -26,7 +27,12 @@ class Sweep(Task):  # type: ignore[misc]
     def after_return(
         self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
     ) -> None:
-        """Hand it to the teller."""
+        """Keep its figures, and hand it to the teller."""
+        took_s, kept = time.time() - self.request.began, figures.figures()
+        if kept is not None:
+            sweep = self.name.removeprefix("remuda.")
+            kept.sweep_s.labels(sweep).observe(max(0.0, took_s))
+            kept.sweep_failures.labels(sweep).inc(status == "FAILURE")
         watcher = this_watcher()
         if watcher is not None:
             watcher.teller.swept(

@@ -124,7 +124,7 @@ class Teller:
             try:
                 self._hints.put_nowait((vm_id, started, ended))
             except queue.Full:
-                self._wire.dropped += len(ended)
+                self._wire.drop(len(ended))
 
     def beaten(self, beats: Mapping[int, Mapping[str, Any]]) -> None:
         """Take the latest heartbeats of VMs (`load`, `running`)."""

@@ -15,6 +15,8 @@ from celery.utils.time import utcoffset
 from kombu.connection import Connection
 from kombu.messaging import Producer
 
+from remuda.tasks import figures
+
 log = logging.getLogger(__name__)
 
 _MOST_IN_A_MESSAGE = 200
@@ -31,14 +33,13 @@ class Wire:
         self._producer: Producer | None = None
         self._pause_s = _PAUSES_S[0]
         self._retry_at = 0.0
-        self.dropped = 0  # events, since the start
 
     def send(self, events: Sequence[dict[str, Any]]) -> bool:
         """Publish the events in order, or drop them all if the broker is away; tell which."""
         if not events:
             return True
         if time.monotonic() < self._retry_at:
-            self.dropped += len(events)
+            self.drop(len(events))
             return False
         offset = utcoffset()
         try:
@@ -51,13 +52,19 @@ class Wire:
                 )
         except Exception as error:  # whatever a transport raises: monitoring must not matter
             log.warning("events for monitors are dropped: %s", type(error).__name__)
-            self.dropped += len(events)
+            self.drop(len(events))
             self.close()
             self._retry_at = time.monotonic() + self._pause_s
             self._pause_s = min(_PAUSES_S[1], self._pause_s * 2)
             return False
         self._pause_s = _PAUSES_S[0]
         return True
+
+    def drop(self, count: int) -> None:
+        """Count events that nobody gets."""
+        kept = figures.figures()
+        if kept is not None:
+            kept.events_dropped.inc(count)
 
     def _publish(self, events: list[dict[str, Any]]) -> None:
         conf = self._app.conf
