@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from remuda.constraints import Hardware, architecture_of, unmet
+from remuda.models.states import NO_BACKEND
 
 if TYPE_CHECKING:
     from remuda.client.context import Context
@@ -28,6 +29,8 @@ def never_fits(
     """
     cores, memory, gpus = job["cores"], job["memory_bytes"], job.get("gpus") or 0
     name, slots = pool["name"], pool["slots_per_vm"]
+    if pool.get("backend") == NO_BACKEND:
+        return f"the VMs of pool {name} run no jobs, they can only be leased (backend {NO_BACKEND})"
     lacks = []
     if cores > slots:
         lacks.append(

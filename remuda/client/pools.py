@@ -24,7 +24,7 @@ from remuda.hooks import hooks_of
 from remuda.hosts import hosts_of, slurm_of
 from remuda.models import launches, pool_life, query, requests
 from remuda.models.database import WAKE_CHANNEL, Listener
-from remuda.models.states import OPEN_POOL, PoolState
+from remuda.models.states import NO_BACKEND, OPEN_POOL, PoolState
 from remuda.offers import offers_for
 
 if TYPE_CHECKING:
@@ -280,6 +280,8 @@ def create(
         "backend": pool_settings.kind("backend", backend or _BACKENDS.get(provider, provider)),
         "image": pool_settings.image_name(image),
     }
+    if kinds["backend"] == NO_BACKEND and fields.get("preparation"):
+        raise BadInput(f"VMs without a runner (backend {NO_BACKEND}) cannot run a preparation")
     for offer in fields.get("offers", ()):
         other = offer.get("provider", provider)
         if backend is None and _BACKENDS.get(other, other) != kinds["backend"]:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, text
 from remuda.constraints import hardware_of
 from remuda.models.base import sql_list
 from remuda.models.database import rows
-from remuda.models.states import OPEN_POOL
+from remuda.models.states import NO_BACKEND, OPEN_POOL
 from remuda.models.waiting import (
     LOCK_JOBS_OF_ONE,
     LOCK_JOBS_OF_SEVERAL,
@@ -80,6 +80,7 @@ _LOCK_VMS = f"""
            v.bound_owner_id, v.bound_sandbox
     FROM vms v JOIN pools p ON p.id = v.pool_id
     WHERE v.state = 'RUNNING' AND NOT v.draining AND v.release_due_at IS NULL
+      AND p.backend <> '{NO_BACKEND}'
       AND v.pool_id IN (SELECT p.id FROM pools p WHERE {_WANTED})
     ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED
 """

@@ -86,6 +86,7 @@ class Reason(StrEnum):
     QUEUE_TIMEOUT = "QUEUE_TIMEOUT"  # it did not start in the time it was given
 
 
+NO_BACKEND = "none"  # of pools whose VMs run no jobs: they are only leased
 OPEN_POOL = (
     PoolState.SUBMITTED,
     PoolState.PARTIALLY_DISPATCHED,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
+from remuda.models.states import NO_BACKEND
 
 Order = Literal["stop", "halt"]
 
@@ -22,6 +23,7 @@ _CLAIM = f"""
       WHERE state IN ('RUNNING', 'STALLED', 'CONTEXTUALIZING')
         AND (watch_expires_at IS NULL OR watch_expires_at < now() OR watcher = :worker)
         AND (CAST(:ids AS bigint[]) IS NULL OR id = ANY(:ids))
+        AND pool_id NOT IN (SELECT id FROM pools WHERE backend = '{NO_BACKEND}')
       -- The worker's own come last, or they would take up the limit at every call.
       ORDER BY coalesce(watcher = :worker AND watch_expires_at >= now(), false), id
       LIMIT :most FOR NO KEY UPDATE SKIP LOCKED

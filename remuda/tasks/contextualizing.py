@@ -16,7 +16,7 @@ from remuda.errors import PreparationFailed
 from remuda.models import images, launches, vm_life, watches
 from remuda.models import machines as models
 from remuda.models.sizing import note_launch
-from remuda.models.states import VmState
+from remuda.models.states import NO_BACKEND, VmState
 from remuda.tasks import logs
 from remuda.tasks.links import CONNECT_TIMEOUT_S, vm_address
 from remuda.tasks.runtime import Runtime
@@ -39,6 +39,9 @@ def contextualize(runtime: Runtime, vm_id: int) -> bool:
     vm = runtime.transact(lambda c: watches.vm_for_channel(c, vm_id))
     if row is None or vm is None or vm["state"] not in STATES:
         return False
+    if vm["backend"] == NO_BACKEND:  # it has no runner to meet
+        _arrive(runtime, row, {}, None)
+        return True
     prepared = threading.Event()
 
     def heard(_channel: Channel, push: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from remuda.errors import (
 from remuda.models import images, launches, vm_life
 from remuda.models import machines as models
 from remuda.models.sizing import note_launch
-from remuda.models.states import VmState
+from remuda.models.states import NO_BACKEND, VmState
 from remuda.offers import Offer, offers_for
 from remuda.tasks import contextualizing, logs, messages
 from remuda.tasks.machines import check_vms
@@ -198,7 +198,8 @@ def _look(runtime: Runtime, row: Mapping[str, Any], provider: Provider, provider
     runtime.transact(record)
     if row["state"] == VmState.NEW:
         logs.transition("vm", row["id"], "SUBMITTED", provider_id=provider_id)
-    if found.state == "pending" and not found.address:
+    bare = row["backend"] == NO_BACKEND  # nobody will answer there: its provider's word is all
+    if found.state == "pending" and (bare or not found.address):
         raise VmUnreachable("the provider has not made it yet")
 
 

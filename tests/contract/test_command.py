@@ -32,8 +32,11 @@ from remuda.workers.providers import Provider, VmSpec, get_provider
 from remuda.workers.providers.command.output import names_of, place_of, told_by
 from remuda.workers.providers.command.running import MOST_BYTES, run_hook
 
-NEW = 'mkdir "$YARD/$REMUDA_VM_NAME" && env > "$YARD/$REMUDA_VM_NAME/env" && echo 10.0.0.$REMUDA_VM_NUMBER'
-DELETE = 'env > "$LOG/deleted" && rm -rf "$YARD/$REMUDA_VM_NAME"'
+NEW = (
+    'cd "$YARD" && mkdir $REMUDA_PROVIDER_ID && env > $REMUDA_PROVIDER_ID/env'
+    " && echo 10.0.0.$REMUDA_VM_NUMBER"
+)
+DELETE = 'env > "$LOG/deleted" && rm -rf "$YARD/$REMUDA_PROVIDER_ID"'
 LIST = 'ls "$YARD"'
 
 
@@ -134,8 +137,8 @@ class TestHooks:
         assert "secret" not in env.values()
         expected = {
             "REMUDA_HOOK": "new",
-            "REMUDA_VM": "herd-7",
-            "REMUDA_VM_NAME": vm_id,
+            "REMUDA_VM_NAME": "herd-7",
+            "REMUDA_PROVIDER_ID": vm_id,
             "REMUDA_VM_TOKEN": "t",
             "REMUDA_VM_NUMBER": "0",
             "REMUDA_POOL_ID": "uuid",
@@ -208,7 +211,7 @@ class TestHooks:
     def test_what_was_made_by_a_hook_that_prints_junk_is_deleted(
         self, settings: Settings, hooks: dict[str, Any], yard: Path
     ) -> None:
-        told = {**hooks, "cmd_new": 'mkdir "$YARD/$REMUDA_VM_NAME" && echo Here you are!'}
+        told = {**hooks, "cmd_new": 'mkdir "$YARD/$REMUDA_PROVIDER_ID" && echo Here you are!'}
         provider = get_provider("command", settings, told)
         with pytest.raises(PermanentProviderError, match="Here you are!"):
             provider.spawn(spec(), "1")
@@ -364,7 +367,7 @@ class TestChecks:
     def test_a_livecheck_that_fails_or_hangs_is_the_vms(
         self, settings: Settings, hooks: dict[str, Any], yard: Path
     ) -> None:
-        told = {**hooks, "cmd_livecheck": 'test -d "$YARD/$REMUDA_VM_NAME"'}
+        told = {**hooks, "cmd_livecheck": 'test -d "$YARD/$REMUDA_PROVIDER_ID"'}
         provider = get_provider("command", settings, told)
         vm_id = provider.spawn(spec(), "1")
         found = provider.describe([vm_id])[vm_id]

@@ -273,7 +273,7 @@ def _orphan(name: str) -> book.Entry:
 
 def _wanted(spec: VmSpec) -> dict[str, str]:
     return {
-        "REMUDA_VM": spec.name,
+        "REMUDA_VM_NAME": spec.name,
         "REMUDA_SLOTS": str(spec.slots),
         "REMUDA_MEMORY_BYTES": str(spec.memory_bytes or ""),
         "REMUDA_IMAGE": spec.image,
@@ -286,7 +286,7 @@ def _about(entry: book.Entry) -> dict[str, str]:
     number = str(entry.number) if entry.number >= 0 else ""
     data = base64.b64encode(entry.output.encode()).decode()
     return {
-        "REMUDA_VM_NAME": entry.provider_id,
+        "REMUDA_PROVIDER_ID": entry.provider_id,
         "REMUDA_VM_TOKEN": entry.token,
         "REMUDA_VM_NUMBER": number,
         "REMUDA_VM_DATA": entry.output,

@@ -1,0 +1,49 @@
+"""Pools of what runs no jobs: made by hooks, leased, given back, deleted; no runner ever there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from remuda import Client, JobSpec, NoResources
+from remuda.errors import BadInput
+from remuda.models import vm_life, watches
+from remuda.tasks.machines import terminate_vm
+from tests.integration.yard import Yard, yard
+
+__all__ = ["yard"]
+
+
+def test_a_board_from_its_hook_to_its_end(yard: Yard, tmp_path: Path) -> None:
+    hooks = {
+        "cmd_new": f'mkdir "{tmp_path}/$REMUDA_PROVIDER_ID" && echo board=$REMUDA_VM_NUMBER',
+        "cmd_delete": f'rm -r "{tmp_path}/$REMUDA_PROVIDER_ID"',
+    }
+    with Client(yard.runtime.settings, owner="alice") as client:
+        with pytest.raises(BadInput, match="cannot run a preparation"):
+            client.create_pool(
+                "odd", provider="command", backend="none", settings=hooks, preparation=["true"]
+            )
+        pool = client.create_pool("boards", provider="command", backend="none", settings=hooks)
+        pool.submit()
+        yard.pool_id = pool.id
+        [vm] = yard.vms()
+        assert yard.launch(vm)["state"] == "RUNNING"
+        with pytest.raises(NoResources, match="run no jobs"):
+            client.submit(JobSpec(["true"]), pool=pool)
+        lease = client.acquire(pools=["boards"])
+        assert lease.vm.details["data"] == {"board": "0"}
+        name = lease.vm.details["name"]
+        assert (tmp_path / name).is_dir()
+        lease.release()
+        # Nobody listens to it, and nobody takes its silence for death.
+        yard.sql("UPDATE vms SET heartbeat_at = now() - interval '1 day'")
+        runtime = yard.runtime
+        runtime.transact(lambda c: vm_life.note_sweep(c, "declare_stalled", gap_s=10))
+        yard.sql("UPDATE sweeps SET since = now() - interval '1 day'")
+        assert runtime.transact(lambda c: watches.claim_watches(c, "w", ttl_s=60)) == []
+        assert runtime.transact(vm_life.silent_vms) == []
+        yard.sql("UPDATE vms SET state = 'STOPPING'")
+        assert terminate_vm(runtime, vm)
+        assert not (tmp_path / name).exists()
