@@ -8,18 +8,16 @@ import click
 
 from remuda.cli import connect
 from remuda.cli.base import Command
-from remuda.cli.job_wait import TIMED_OUT
+from remuda.cli.job_wait import wait_and_tell
 from remuda.cli.output import (
     Column,
     count,
     format_duration,
-    note,
     print_details,
     print_json,
     print_rows,
 )
 from remuda.cli.types import DURATION_OR_ZERO, IndexList, json_option
-from remuda.errors import WaitTimeout
 
 _ID = click.IntRange(1)
 _COLUMNS = [
@@ -87,21 +85,12 @@ def show(array: int, as_json: bool) -> None:
 def wait(ctx: click.Context, array: int, timeout: float | None) -> None:
     """Wait until all jobs of an array have ended.
 
-    Exits with 0 only if all succeeded, with 1 if any failed, with 124 when the time is over.
+    Exits with 0 only if all succeeded, with 1 if any failed (up to 10 of them are named on
+    stderr), with 124 when the time is over.
     """
     with connect.open_client() as client:
-        found = client.array(array)
-        try:
-            found.wait(timeout)
-        except WaitTimeout:
-            left = found.progress()
-            note(f"remuda: the time is over: {left.size - left.ended} of {left.size} not ended")
-            ctx.exit(TIMED_OUT)
-        progress = found.progress()
-    if progress.failed:
-        note(f"remuda: {count(progress.failed, 'job')} of {progress.size} failed")
-        ctx.exit(1)
-    note(f"{count(progress.size, 'job')} succeeded")
+        client.array(array)  # there must be one
+        ctx.exit(wait_and_tell(client, [], array=array, timeout_s=timeout))
 
 
 @click.command("cancel", cls=Command, short_help="Cancel an array, or some of its indices.")

@@ -47,25 +47,37 @@ def wait(
     wanted = list(itertools.chain.from_iterable(ids))
     if bool(wanted) == (pool is not None or array is not None):
         raise click.UsageError("say which jobs: ids, or --pool, --array or both of these")
-    deadline = None if timeout is None else time.monotonic() + timeout
     with connect.open_client() as client:
-        tally = _Tally()
-        try:
-            with _display(tally):
-                if wanted:
-                    _follow(client, find_jobs(client, ids=wanted), tally, deadline)
-                else:
-                    _follow_all(client, pool, array, tally, deadline)
-        except WaitTimeout:
-            left = tally.total - tally.done
-            note(f"remuda: the time is over: {left} of {count(tally.total, 'job')} not ended")
-            ctx.exit(TIMED_OUT)
-        if tally.failed:
-            jobs = find_jobs(client, ids=wanted, pool=pool, array=array, states=["TERMINATED"])
-            _name_failures([job for job in jobs if job.reason != "OK"])
-        else:
-            note(f"{count(tally.total, 'job')} succeeded" if tally.total else "there are no jobs")
-    ctx.exit(1 if tally.failed else 0)
+        ctx.exit(wait_and_tell(client, wanted, pool=pool, array=array, timeout_s=timeout))
+
+
+def wait_and_tell(
+    client: Client,
+    wanted: list[int],
+    *,
+    pool: str | None = None,
+    array: int | None = None,
+    timeout_s: float | None = None,
+) -> int:
+    """Wait with a progress line, say how the jobs ended; return the command's exit code."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    tally = _Tally()
+    try:
+        with _display(tally):
+            if wanted:
+                _follow(client, find_jobs(client, ids=wanted), tally, deadline)
+            else:
+                _follow_all(client, pool, array, tally, deadline)
+    except WaitTimeout:
+        left = tally.total - tally.done
+        note(f"remuda: the time is over: {left} of {count(tally.total, 'job')} not ended")
+        return TIMED_OUT
+    if tally.failed:
+        jobs = find_jobs(client, ids=wanted, pool=pool, array=array, states=["TERMINATED"])
+        _name_failures([job for job in jobs if job.reason != "OK"])
+    else:
+        note(f"{count(tally.total, 'job')} succeeded" if tally.total else "there are no jobs")
+    return 1 if tally.failed else 0
 
 
 class _Tally:

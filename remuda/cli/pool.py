@@ -60,6 +60,11 @@ _COLUMNS = [
     help="The hosts of a static pool: TOML or JSON, see docs/ssh.md.",
 )
 @click.option(
+    "--installed-elsewhere",
+    is_flag=True,
+    help="Take a provider or backend whose package only the workers have.",
+)
+@click.option(
     "--no-submit", is_flag=True, help="Do not open it yet; `pool set` can then change all."
 )
 @json_option
@@ -69,6 +74,7 @@ def create(
     backend: str | None,
     image: str,
     hosts: list[dict[str, Any]] | None,
+    installed_elsewhere: bool,
     no_submit: bool,
     as_json: bool,
     **options: Any,
@@ -90,6 +96,8 @@ def create(
         raise click.UsageError("a static pool needs --hosts FILE")
     if hosts is not None:
         fields["settings"] = {**fields.get("settings", {}), "hosts": hosts}
+    if installed_elsewhere:
+        fields["installed_elsewhere"] = True
     with connect.open_client() as client:
         pool = client.create_pool(name, provider=provider, backend=backend, image=image, **fields)
         try:

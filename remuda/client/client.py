@@ -80,6 +80,7 @@ class Client(Machines):
         heartbeat_s: float | None = None,
         stalling_interval_s: float | None = None,
         offers: Sequence[Offer | Mapping[str, Any]] = (),
+        installed_elsewhere: bool = False,
         **more: Any,
     ) -> Pool:
         """Make a pool, UNSUBMITTED: it takes jobs, and makes VMs once it is submitted.
@@ -91,6 +92,7 @@ class Client(Machines):
         `offers`: what VMs may be made from, tried in order, see docs/providers.md. `more`: any other
         setting of docs/cli.md, such as launch_timeout_s, launch_retries, max_starting (VMs) and
         spawn_interval_s.
+        `installed_elsewhere`: take a provider or backend whose package only the workers have.
         Raises BadInput, AlreadyExists.
         """
         if heartbeat_s is not None and stalling_interval_s is None:
@@ -120,6 +122,7 @@ class Client(Machines):
             provider=provider,
             backend=backend,
             image=image,
+            installed_elsewhere=installed_elsewhere,
             fields=pool_settings.checked({k: v for k, v in given.items() if v is not None}),
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 from remuda.checks import seconds, shown, whole
 from remuda.constraints import tags_of
 from remuda.errors import BadInput
+from remuda.kinds import BACKENDS, PROVIDERS, find_kind
 from remuda.models.pool_life import SETTABLE
 from remuda.offers import offer_row, offers_of
 from remuda.retries import retry_of, retry_row
@@ -37,6 +38,19 @@ def kind(what: str, value: Any) -> str:
     if not isinstance(value, str) or not _KIND.fullmatch(value):
         raise BadInput(f"{what} must be a short name such as local, not {shown(value)}")
     return value
+
+
+def installed(provider: str, backend: str) -> None:
+    """Refuse a provider or backend that this machine does not have; raises BadInput."""
+    for group, name in ((PROVIDERS, provider), (BACKENDS, backend)):
+        try:
+            find_kind(group, name)
+        except BadInput as error:
+            raise BadInput(
+                error.message,
+                hint=f"{error.hint}; one that only the workers have installed needs "
+                "installed_elsewhere=True (--installed-elsewhere)",
+            ) from None
 
 
 def image_name(value: Any) -> str:

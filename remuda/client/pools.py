@@ -271,6 +271,7 @@ def create(
     backend: str | None,
     image: str,
     fields: Mapping[str, Any],
+    installed_elsewhere: bool = False,
 ) -> Pool:
     """Insert a pool with checked `fields` and return it; raises BadInput, AlreadyExists."""
     pool_settings.pool_name(name)
@@ -289,6 +290,8 @@ def create(
                 f"offer {offer['name']}: VMs of {other} are not reached like those of {provider}",
                 hint=f"give it a pool of its own; all of this one's are reached by {kinds['backend']}",
             )
+    if not installed_elsewhere:
+        pool_settings.installed(kinds["provider"], kinds["backend"])
     made = context.commit(
         lambda c: pool_life.insert_pool(c, name, owner=context.owner, fields=fields, **kinds)
     )

@@ -111,6 +111,12 @@ class Job(Base):
             "submitted_at",
             postgresql_where=text("state = 'NEW' AND max_queue_s IS NOT NULL"),
         ),
+        # Jobs that are to be tried again: when the next is due.
+        Index(
+            "ix_jobs_not_before",
+            "not_before",
+            postgresql_where=text("state = 'NEW' AND not_before IS NOT NULL"),
+        ),
         # Jobs that other pools than `pool_id` may take, too.
         Index(
             "ix_jobs_pool_ids",

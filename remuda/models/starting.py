@@ -96,3 +96,14 @@ def take_back(connection: Connection, vm_id: int, attempt_ids: Sequence[int]) ->
     if taken:
         release_idle_leases(connection, vm_id)
     return taken
+
+
+def next_retry_s(connection: Connection) -> float | None:
+    """Return in how many seconds the next job that pauses may be tried again; None: no job pauses."""
+    found = connection.scalar(
+        text(
+            """SELECT extract(epoch FROM min(not_before) - now())::float8 FROM jobs
+               WHERE state = 'NEW' AND not_before > now()"""
+        )
+    )
+    return None if found is None else float(found)

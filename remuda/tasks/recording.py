@@ -66,8 +66,7 @@ class Batch:
 class Recorded:
     """What a batch led to: the attempts with outputs to fetch, and the sandboxes to remove.
 
-    `starts`, `ends`: the attempts that did. `retry_in_s`: the pauses after which jobs of it may be
-    tried again.
+    `starts`, `ends`: the attempts that did.
     """
 
     mark: int
@@ -75,7 +74,6 @@ class Recorded:
     to_free: list[int]
     starts: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
-    retry_in_s: tuple[float, ...] = ()
 
 
 def record(runtime: Runtime, vm_id: int, batch: Batch, channel: Channel | None) -> Recorded:
@@ -115,8 +113,7 @@ def _record(connection: Connection, vm_id: int, batch: Batch) -> Recorded:
     tell(connection, vm_id, [*starts, *live])
     to_collect = [a for a in live if by_id[a].state == "EXITED"]
     to_free = [a for a, (e, _) in ended.items() if e.get("box") and a not in to_collect]
-    pauses = tuple(by_id[a].delay_s for a in live if by_id[a].job_state == "NEW")
-    return Recorded(newest, to_collect, to_free, tuple(starts), tuple(live), pauses)
+    return Recorded(newest, to_collect, to_free, tuple(starts), tuple(live))
 
 
 def tell(connection: Connection, vm_id: int, attempt_ids: Sequence[int]) -> None:

@@ -9,18 +9,17 @@ watcher dead, the sweeps still bring every job to its end.
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 from celery import bootsteps
 
 from remuda.errors import RemudaError, Unreachable
 from remuda.models.database import WAKE_CHANNEL, Listener
+from remuda.models.starting import next_retry_s
 from remuda.models.watches import release_watches, renew_watches
 from remuda.tasks import (
     attaching,
@@ -40,8 +39,7 @@ from remuda.workers.channel import Channel
 log = logging.getLogger(__name__)
 
 _GATHER_S = 0.03  # how long pushes are gathered while the runner has plenty to do
-_SOON_S = 60.0  # retries due within it are looked for on time, later ones by the sweep
-_STEP_S = 0.1
+_STEP_S = 0.1  # between two looks for jobs to try again, however many failed together
 
 
 class Watcher:
@@ -64,7 +62,7 @@ class Watcher:
         self._refill_at: dict[int, int] = {}
         self._renew_at = 0.0
         self._resize_at = float("inf")
-        self._retry_at: set[float] = set()
+        self._retry_at = float("inf")
         self._attacher = attaching.Attacher(runtime, self.heard, self.wake)
         self._answerer = calling.Answerer(runtime)
         self._threads = [
@@ -159,7 +157,7 @@ class Watcher:
         """Wait for something to do; then take all there is, `pause` seconds long if nothing hurries."""
         deadline = time.monotonic() + pause
         if not (self._wakes or self._batches or self._output or self._suspended):
-            next_at = min(self._renew_at, self._resize_at, *self._retry_at)
+            next_at = min(self._renew_at, self._resize_at, self._retry_at)
             self._take(timeout_s=max(0.01, next_at - time.monotonic()))
         while True:
             left = deadline - time.monotonic()
@@ -234,7 +232,6 @@ class Watcher:
         for vm_id in list(self._batches):
             batch = self._batches[vm_id]
             done = recording.record(self._runtime, vm_id, batch, self._runtime.links.present(vm_id))
-            self._note_retries(done.retry_in_s)
             self._teller.recorded(vm_id, done.starts, done.ends)
             del self._batches[vm_id]  # only now: a failed turn records it again
             left = self._in_flight[vm_id] = max(0, self._in_flight[vm_id] - len(done.ends))
@@ -243,19 +240,9 @@ class Watcher:
             busy = busy or left > 16
         return busy
 
-    def _note_retries(self, pauses_s: Iterable[float]) -> None:
-        """Look for jobs to try again when their pauses are over; the sweep is enough for long ones."""
-        now = time.monotonic()
-        for pause_s in pauses_s:
-            if 0 < pause_s <= _SOON_S:
-                # In steps, so that these are few however many jobs fail.
-                self._retry_at.add(math.ceil((now + pause_s) / _STEP_S + 0.5) * _STEP_S)
-
     def _is_due(self, now: float) -> bool:
         """Tell whether a pool may grow again for what waits, or a retry's pause is over."""
-        over = {at for at in self._retry_at if at <= now}
-        self._retry_at -= over
-        return bool(over) or now >= self._resize_at
+        return now >= min(self._retry_at, self._resize_at)
 
     def _serve(self, wakes: set[str]) -> None:
         """Give VMs to those who wait for a lease, before jobs take what became free."""
@@ -272,6 +259,8 @@ class Watcher:
             self._refill_at[vm_id] = level // 2 if level > 16 else level
         due_s = sizing.resize_for_waiting_jobs(self._runtime)
         self._resize_at = float("inf") if due_s is None else time.monotonic() + max(0.05, due_s)
+        retry_s = self._runtime.transact(next_retry_s)
+        self._retry_at = float("inf") if retry_s is None else time.monotonic() + retry_s + _STEP_S
 
     def _renew(self) -> None:
         """Record heartbeats and renew the watches, some times in the life of a watch."""

@@ -154,7 +154,8 @@ def test_an_array_from_rows_with_a_failure_run_again(shell: Shell) -> None:
         "--output", "r.txt={seed}.txt", "--", "sh", "-c", script,
     )  # fmt: skip
     array = told.split()[1].rstrip(":")
-    assert "1 job of 3 failed" in shell.remuda("array", "wait", array, code=1)
+    words = [sys.executable, "-m", "remuda", "array", "wait", array]
+    assert on_terminal(words, shell.environment, "", wanted=["remuda: 1 job failed"]) == 1
     overlap = """SELECT count(*) AS n FROM attempts a JOIN jobs j ON j.id = a.job_id
                  JOIN attempts b ON b.id <> a.id AND b.started_at < a.ended_at
                    AND b.ended_at > a.started_at JOIN jobs k ON k.id = b.job_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remuda import Client, JobFailed, JobSpec
+from remuda import Client, JobFailed, JobSpec, RetryPolicy
 from tests.invariants import broken
 from tests.system import System, eventually
 
@@ -47,3 +47,27 @@ def test_a_pool_of_simulated_vms(system: System, client: Client) -> None:
     long.cancel()
     eventually("it is cancelled", lambda: client.job(long.id).state == "TERMINATED")
     assert broken(system.query) == {}
+
+
+def test_retries_are_punctual_whatever_failed(system: System, client: Client) -> None:
+    """Also after a missing output, and without the sweeps that would find them late."""
+    pool = client.create_pool("sim", provider="noop", slots_per_vm=2)
+    pool.submit()
+    client.submit(JobSpec(["noop"]), pool=pool).result(timeout_s=60)
+    system.kill("beat")
+    retry = RetryPolicy(max_retries=1, delay_s=2, jitter=0)
+    words = ["noop", "--write", "one=1"]  # with something to fetch it is the collection that fails
+    specs = [
+        JobSpec(words, outputs=["one", "two"], retry=retry),
+        JobSpec(["noop", "--exit", "1"], retry=retry),
+    ]
+    jobs = client.submit_many(specs, pool=pool)
+    client.wait(jobs, timeout_s=30)
+    assert [job.refresh().reason for job in jobs] == ["STAGING", "NONZERO"]
+    found = system.query(
+        """SELECT b.placed_at - a.ended_at AS pause FROM attempts a
+           JOIN attempts b ON b.job_id = a.job_id AND b.epoch = a.epoch + 1"""
+    )
+    pauses = [row["pause"].total_seconds() for row in found]
+    assert len(pauses) == 2
+    assert all(1.9 <= pause < 4 for pause in pauses), pauses

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 
-from remuda import Client, JobSpec
+import pytest
+
+from remuda import BadInput, Client, JobSpec
 from remuda.client import Pool
 from tests.invariants import broken
 from tests.system import System, eventually
@@ -65,7 +67,18 @@ def test_close_now_ends_leases_and_jobs(system: System, client: Client, pool: Po
 
 def test_a_pool_that_cannot_launch_says_so(system: System, client: Client) -> None:
     """An unknown provider is told in the pool, which pauses, and in the VM; others go on."""
-    odd = client.create_pool("odd", provider="no-such-provider", slots_per_vm=1)
+    for kinds in ({"provider": "no-such-provider"}, {"backend": "no-such-backend"}):
+        with pytest.raises(BadInput, match="no-such-") as caught:
+            client.create_pool("odd", slots_per_vm=1, **kinds)  # type: ignore[arg-type]
+        assert "known: " in caught.value.hint
+        assert "installed_elsewhere" in caught.value.hint
+    odd = client.create_pool(
+        "odd",
+        provider="no-such-provider",
+        backend="local",
+        slots_per_vm=1,
+        installed_elsewhere=True,
+    )
     odd.setup_elastic(maximum_total_slots=1, resize_period=1)
     odd.submit()
     client.submit(JobSpec(["true"]), pool=odd)

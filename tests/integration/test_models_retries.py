@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
+from remuda.models.cancel import request_cancel
 from remuda.models.database import transact
+from remuda.models.starting import next_retry_s
 from remuda.models.submit import NewJob, NewSpec, insert_jobs, new_array, owner_id
 from remuda.retries import RetryPolicy, RetryRule, retry_row
 from remuda.tasks import decisions
@@ -149,3 +151,22 @@ def test_the_retries_of_an_array_are_exact_when_vms_report_at_once(engine: Engin
         assert sorted(states) == ["NEW"] * 5 + ["TERMINATED"] * 3
         assert connection.scalar(text("SELECT retried FROM arrays")) == 5
         assert_sound(connection)
+
+
+def test_when_the_next_retry_is_due(engine: Engine) -> None:
+    """The earliest of the pauses that are not over, of jobs that wait."""
+    with engine.begin() as connection:
+        pool = make_pool(connection)
+        assert next_retry_s(connection) is None
+        jobs = make_jobs(connection, pool, 5)
+        assert next_retry_s(connection) is None
+        for job, pause_s in zip(jobs, (3600, 90, 0.5, -5, 30), strict=True):
+            connection.execute(
+                text(
+                    "UPDATE jobs SET not_before = now() + make_interval(secs => :s) WHERE id = :id"
+                ),
+                {"s": pause_s, "id": job},
+            )
+        assert next_retry_s(connection) == pytest.approx(0.5)
+        request_cancel(connection, [jobs[2], jobs[4]])
+        assert next_retry_s(connection) == pytest.approx(90)

@@ -14,7 +14,7 @@ from remuda.cli.app import root
 from remuda.client.arrays import Progress
 from remuda.client.parameters import read
 from remuda.dependencies import ArrayRef
-from remuda.errors import BadInput, WaitTimeout
+from remuda.errors import BadInput
 from tests.unit.cli import stand_in
 from tests.unit.fake_client import NOON, FakeClient, FakeJob
 
@@ -25,7 +25,6 @@ class FakeArray:
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.failed = 2
-        self.late = False
 
     def info(self) -> dict[str, Any]:
         return {
@@ -40,10 +39,6 @@ class FakeArray:
 
     def reasons(self) -> dict[str, int]:
         return {"OK": 2, "NONZERO": 2}
-
-    def wait(self, timeout_s: float | None) -> None:
-        if self.late:
-            raise WaitTimeout
 
     def cancel(self, indices: list[int] | None) -> int:
         self.calls.append(indices)
@@ -100,13 +95,17 @@ def test_list_and_show(client: Arrays) -> None:
     assert json.loads(remuda("array", "show", "--json", "12").stdout)[0]["reasons"]["OK"] == 2
 
 
-def test_wait(client: Arrays) -> None:
-    failed = remuda("array", "wait", "12")
-    assert (failed.exit_code, failed.stderr) == (1, "remuda: 2 jobs of 6 failed\n")
-    client.one.failed = 0
-    assert remuda("array", "wait", "12").exit_code == 0
-    client.one.late = True
+def test_wait(client: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `job wait`, of the jobs of one array; of none there is no waiting."""
+    asked: list[Any] = []
+
+    def told(_: Any, wanted: list[int], **more: Any) -> int:
+        asked.append((wanted, more))
+        return 124
+
+    monkeypatch.setattr("remuda.cli.array.wait_and_tell", told)
     assert remuda("array", "wait", "12", "--timeout", "1s").exit_code == 124
+    assert asked == [([], {"array": 12, "timeout_s": 1.0})]
 
 
 def test_parts(client: Arrays) -> None:

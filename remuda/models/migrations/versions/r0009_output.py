@@ -1,4 +1,4 @@
-"""Keep the output of attempts whose runner was killed, and what was cut out of a long one."""
+"""Keep what was cut out of long outputs, and find the next job that is to be tried again."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def upgrade() -> None:
         " OR (0 <= cut_from AND cut_from <= cut_to AND cut_to <= written_bytes)",
     )
     op.add_column("output_chunks", sa.Column("cut_from", sa.BigInteger()))
+    op.create_index(
+        "ix_jobs_not_before",
+        "jobs",
+        ["not_before"],
+        postgresql_where=sa.text("state = 'NEW' AND not_before IS NOT NULL"),
+    )
