@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from remuda.checks import seconds, shown, whole
@@ -40,9 +40,9 @@ def kind(what: str, value: Any) -> str:
     return value
 
 
-def installed(provider: str, backend: str) -> None:
+def installed(providers: Sequence[str], backend: str) -> None:
     """Refuse a provider or backend that this machine does not have; raises BadInput."""
-    for group, name in ((PROVIDERS, provider), (BACKENDS, backend)):
+    for group, name in (*((PROVIDERS, provider) for provider in providers), (BACKENDS, backend)):
         try:
             find_kind(group, name)
         except BadInput as error:

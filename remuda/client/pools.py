@@ -291,7 +291,8 @@ def create(
                 hint=f"give it a pool of its own; all of this one's are reached by {kinds['backend']}",
             )
     if not installed_elsewhere:
-        pool_settings.installed(kinds["provider"], kinds["backend"])
+        others = [offer["provider"] for offer in fields.get("offers", ()) if offer.get("provider")]
+        pool_settings.installed([provider, *others], kinds["backend"])
     made = context.commit(
         lambda c: pool_life.insert_pool(c, name, owner=context.owner, fields=fields, **kinds)
     )
