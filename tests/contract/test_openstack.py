@@ -81,7 +81,7 @@ def provider(ours: dict[str, Any], url: str, tmp_path: Path) -> Iterator[Opensta
         assert isinstance(made, OpenstackProvider)
         yield made
         compute = made.client.api.compute
-        for server in compute.servers():
+        for server in list(compute.servers()):
             compute.delete_server(server.id)
         wait_until(lambda: not list(compute.servers()), "none is left", patience_s=PATIENCE_S)
 
@@ -245,6 +245,14 @@ class TestLaunching:
         assert server["id"] == vm_id
         assert server["OS-EXT-AZ:availability_zone"] == "nova"
 
+    def test_every_zone_has_its_time(
+        self, ours: dict[str, Any], provider: OpenstackProvider
+    ) -> None:
+        many = provider.of_pool({**ours, "zones": [f"z{n}" for n in range(4)]})
+        assert many.deadline_s("spawn") == 360.0
+        assert many.deadline_s("describe") == provider.deadline_s("describe")
+        assert provider.deadline_s("spawn") == 180.0
+
     def test_what_could_not_be_built_is_removed_and_made_anew(
         self, provider: OpenstackProvider, fake: FakeCloud
     ) -> None:
@@ -313,6 +321,9 @@ class TestRefusals:
         self, provider: OpenstackProvider, fake: FakeCloud
     ) -> None:
         vm_id = provider.spawn(spec(), "token-1")
+        fake.nova.refuse = lambda *_: fault(400, f"marker [{NOBODY}] not found")
+        with pytest.raises(TransientProviderError):
+            provider.list("sim")
         fake.nova.refuse = lambda *_: fault(500, "Unexpected API Error.")
         for call in ("describe", "list", "terminate"):
             with pytest.raises(TransientProviderError):

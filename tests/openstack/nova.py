@@ -90,6 +90,8 @@ class FakeNova:
         found.sort(key=lambda s: s["_number"], reverse=True)
         if "marker" in query:
             ids = [server["id"] for server in found]
+            if query["marker"] not in ids:
+                return fault(400, f"marker [{query['marker']}] not found")
             found = found[ids.index(query["marker"]) + 1 :]
         answer: dict[str, Any] = {"servers": [_shown(s) for s in found[: self.page]]}
         if len(found) > self.page:

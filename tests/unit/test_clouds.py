@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from botocore import exceptions
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remuda.clouds import CHECKS, Ec2, Login, ec2_of, openstack_of
@@ -102,6 +102,7 @@ class TestSettings:
         with pytest.raises(BadInput, match="flavor is missing"):
             openstack_of({"key_file": "/k"})
 
+    @settings(max_examples=50, deadline=None)
     @given(st.dictionaries(st.sampled_from([*EC2, "tags", "zones", "user"]), st.from_type(object)))
     def test_junk_is_refused_or_read(self, junk: dict[str, Any]) -> None:
         for check in CHECKS.values():

@@ -125,16 +125,16 @@ def read_user_data(path: str) -> str:
     try:
         with Path(path).expanduser().open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
-        text = data.decode()
     except OSError as error:
         raise PermanentProviderError(
             f"cannot read the user data {path}: {error.strerror}", hint="it must be on the workers"
         ) from None
-    except UnicodeDecodeError:
-        raise PermanentProviderError(f"the user data {path} is not text in UTF-8") from None
     if len(data) > MAX_FILE_BYTES:
         raise PermanentProviderError(f"the user data {path} has more than {MAX_FILE_BYTES} bytes")
-    return text
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise PermanentProviderError(f"the user data {path} is not text in UTF-8") from None
 
 
 def user_data(

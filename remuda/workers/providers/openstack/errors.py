@@ -90,7 +90,8 @@ def _error(status: int, message: str, said: str) -> ProviderError:
         return QuotaExceeded(message, hint="raise it, or list another offer")
     if status in (401, 403):
         return ProviderAuthError(message, hint=_CREDENTIALS)
-    if status in (408, 409, 413, 429) or status >= 500 or not status:
+    lost_page = status == 400 and "marker" in said.lower()  # its last server went meanwhile
+    if status in (408, 409, 413, 429) or status >= 500 or not status or lost_page:
         return TransientProviderError(message)
     if _CAPACITY.search(said):
         return CapacityError(message)

@@ -54,6 +54,7 @@ __all__ = ["OpenstackProvider"]
 log = logging.getLogger(__name__)
 SCHEDULE_S = 60.0  # for Nova to find a host, or to say that there is none
 GONE_S = 30.0  # for a server that could not be built to go
+MOST_S = 540.0  # for all zones
 FEW = 8  # servers are asked for one by one, more by a list of all
 
 
@@ -74,6 +75,12 @@ class OpenstackProvider(Provider):
             return OpenstackProvider(self._settings, openstack_of(settings))
         except BadInput as error:
             raise PermanentProviderError(error.message, hint=error.hint) from error
+
+    def deadline_s(self, call: str) -> float:
+        """Return what a call may take; each zone may take its time to say that it has no host."""
+        usual = super().deadline_s(call)
+        zones = len(self._cloud.zones) if self._cloud else 0
+        return max(usual, min(MOST_S, zones * (SCHEDULE_S + GONE_S))) if call == "spawn" else usual
 
     @property
     def client(self) -> Client:
