@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -32,14 +32,15 @@ def attempts_shown(connection: Connection, attempt_ids: Iterable[int]) -> list[d
 
 
 def live_attempts_on(
-    connection: Connection, vm_ids: Iterable[int], *, known: Iterable[int], most: int
+    connection: Connection, vm_ids: Iterable[int], *, known: Collection[int], most: int
 ) -> list[int]:
     """Return the oldest `most` live attempts on these VMs that are not `known`."""
     statement = text("""
         SELECT id FROM attempts WHERE vm_id = ANY(:vms) AND state = ANY(:live)
-          AND NOT id = ANY(:known) ORDER BY id LIMIT :most""")
-    values = {"vms": list(vm_ids), "known": list(known), "most": most}
-    return list(connection.scalars(statement, values | {"live": sorted(LIVE_ATTEMPT)}))
+        ORDER BY id LIMIT :most""")
+    values = {"vms": list(vm_ids), "live": sorted(LIVE_ATTEMPT), "most": most + len(known)}
+    found = connection.scalars(statement, values)
+    return [attempt_id for attempt_id in found if attempt_id not in known][:most]
 
 
 def ended_attempts(connection: Connection, attempt_ids: Iterable[int]) -> list[int]:

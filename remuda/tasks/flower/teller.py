@@ -37,6 +37,7 @@ _TURN_S = 0.5
 _LOOK_S = 1.0
 _LOOKED_AT = 2000  # told attempts whose end is looked for at once
 _MOST_HINTS = 1000
+_MOST_COUNTED = 50_000
 _FREQ_S = 5.0
 _VM_BEATS_S = 20.0  # heartbeats of all VMs together, per second
 _TOLD_EVERY_S = 10.0
@@ -120,6 +121,8 @@ class Teller:
     def recorded(self, vm_id: int, started: Iterable[int], ended: Collection[int]) -> None:
         """Take the attempts of a VM whose start or end has just been recorded. Never blocks."""
         self._processed[vm_id] += len(ended)
+        if len(self._processed) > _MOST_COUNTED:  # of VMs that are long gone
+            self._processed.clear()
         if self.listening:
             try:
                 self._hints.put_nowait((vm_id, started, ended))
@@ -244,7 +247,11 @@ class Teller:
             rows = observing.vms_shown(connection, watched | self._vms.keys())
             over = set(observing.ended_attempts(connection, looked_at)) if looked_at else set()
             fresh = (
-                set(observing.live_attempts_on(connection, watched, known=known, most=most))
+                set(
+                    observing.live_attempts_on(
+                        connection, watched, known=self._told.keys(), most=most
+                    )
+                )
                 if watched and most
                 else set()
             )
