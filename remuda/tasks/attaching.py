@@ -105,7 +105,7 @@ class Attacher:
         except VmUnreachable as error:
             log.info("VM %d does not answer: %s", vm_id, error, extra={"vm_id": vm_id})
         if is_gone(runtime, rows[0]):
-            vanish(runtime, vm_id, "the VM is gone at the provider")
+            vanish(runtime, vm_id, "the VM is gone, or stopped, at the provider")
             self._wake("vm")
             return True
         try:
@@ -207,7 +207,7 @@ def relieve(runtime: Runtime, row: Mapping[str, Any], channel: Channel) -> None:
 
 
 def is_gone(runtime: Runtime, row: Mapping[str, Any]) -> bool:
-    """Return whether the provider says that the VM no longer exists; not knowing is False."""
+    """Return whether the provider says that the VM no longer runs; not knowing is False."""
     kind, settings = runtime.transact(lambda c: _provider_of(c, row["pool_id"]))
     try:
         provider = get_provider(kind, runtime.settings, settings)
@@ -216,7 +216,7 @@ def is_gone(runtime: Runtime, row: Mapping[str, Any]) -> bool:
         log.warning("the provider %s does not answer: %s", kind, error)
         return False
     found = described.get(row["provider_id"])
-    return found is None or found.state == "gone"
+    return found is None or found.state in ("gone", "stopped")
 
 
 def _provider_of(connection: Connection, pool_id: int) -> tuple[str, Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""Contextualization: meet a new VM's runner, note what the machine is, run the pool's preparation."""
+"""Contextualization: bring a new VM its runner, note what the machine is, run the preparation."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from remuda.models.states import NO_BACKEND, VmState
 from remuda.tasks import logs
 from remuda.tasks.links import CONNECT_TIMEOUT_S, vm_address
 from remuda.tasks.runtime import Runtime
+from remuda.workers.backends.slurm import serve_arguments
 from remuda.workers.channel import Channel
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ def contextualize(runtime: Runtime, vm_id: int) -> bool:
             prepared.set()
 
     backend = runtime.links.backend(vm["backend"])
+    if vm["state"] != VmState.CONTEXTUALIZING:
+        backend.install(vm_address(vm), _arguments(row))
     channel = backend.connect(
         vm_address(vm), watch=False, since=0, on_push=heard, timeout_s=CONNECT_TIMEOUT_S
     )
@@ -66,6 +69,16 @@ def contextualize(runtime: Runtime, vm_id: int) -> bool:
         _judge(runtime, row, result)
     _arrive(runtime, row, measured, result)
     return True
+
+
+def _arguments(row: Mapping[str, Any]) -> list[str]:
+    return serve_arguments(
+        name=row["name"],
+        slots=row["slots"],
+        memory_bytes=row["memory_bytes"],
+        heartbeat_s=row["heartbeat_s"],
+        settings=row["settings"],
+    )
 
 
 def _measured(hello: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

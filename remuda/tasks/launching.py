@@ -170,10 +170,10 @@ def _launch(runtime: Runtime, row: Mapping[str, Any]) -> bool:
 def _look(runtime: Runtime, row: Mapping[str, Any], provider: Provider, provider_id: str) -> None:
     """Record where the provider says that the VM is; raises if it says that it is gone."""
     found = provider.describe([provider_id]).get(provider_id)
-    if found is None or found.state == "gone":
+    if found is None or found.state in ("gone", "stopped"):
         if row["state"] == VmState.NEW:
             raise TransientProviderError("the VM was gone as soon as it was made")
-        raise InstanceNotFound("the provider says that the VM is gone, before it ever ran")
+        raise InstanceNotFound("the provider says that the VM has ended, before it ever ran")
     where = _where(found)
     hook = provider.has_release
 

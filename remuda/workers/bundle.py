@@ -10,7 +10,13 @@ from pathlib import Path
 
 WORKERS = Path(__file__).parent
 SHARED = ("patterns.py",)  # what the runner uses of the package besides
-MAIN = "import sys\nfrom remuda.workers.onvm.commands import main\nsys.exit(main())\n"
+MAIN = """import sys
+if sys.argv[1:3] == ["attach", "--home"]:
+    from remuda.workers.onvm.bridge import main
+else:
+    from remuda.workers.onvm.commands import main
+sys.exit(main())
+"""
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,5 @@
-"""A runner on a host: its file there, started, attached to, over SSH.
+"""A runner on a host: its file there, started, attached to, over SSH. A home is a path from the root on,
+or from where one is after the login.
 
 What a login shell prints before does no harm: every answer is found by its mark.
 """
@@ -21,7 +22,9 @@ from remuda.workers.session import NO_PYTHON, Session
 from remuda.workers.transfers import put
 from remuda.workers.transport import bridge, connections
 
-__all__ = ["attach", "call", "put_runner", "runner_name", "start_runner"]
+__all__ = ["attach", "call", "install", "put_runner", "runner_name", "start_runner"]
+
+LOGIN_S = 8.0  # a sshd that runs lets us in sooner; one that does not yet is tried again
 
 _FIND = f"command -v python3 >/dev/null 2>&1 || {{ echo; echo {NO_PYTHON}; exit 43; }}"
 
@@ -59,9 +62,7 @@ def start_runner(host: Host, home: str, arguments: Sequence[str] = (), *, timeou
     if arguments:
         put_runner(host, home, new=True, timeout_s=timeout_s)
         check = "true ||"
-    serve = (
-        f"exec {PYTHON} {runner_name()} serve --home {shlex.quote(home)} {shlex.join(arguments)}"
-    )
+    serve = f'exec {PYTHON} {runner_name()} serve --home "$PWD" {shlex.join(arguments)}'
     for _ in range(2):
         script = f"{_enter(home)}; {check} {{ echo; echo remuda-gone; exit 44; }}; {_have()}"
         with running(host, f"{script}; echo; {serve}", timeout_s) as session:
@@ -74,6 +75,14 @@ def start_runner(host: Host, home: str, arguments: Sequence[str] = (), *, timeou
     raise VmUnreachable(f"the runner of {home} on host {host.name} did not start")
 
 
+def install(host: Host, home: str, arguments: Sequence[str], *, timeout_s: float) -> None:
+    """Have a runner serve a home of a VM that may still be booting: VmUnreachable soon if it is."""
+    channel, release = connections().take(host, timeout_s=min(timeout_s, LOGIN_S))
+    channel.close()
+    release()
+    start_runner(host, home, arguments, timeout_s=timeout_s)
+
+
 def attach(host: Host, home: str, *, timeout_s: float) -> socket.socket:
     """Return a socket on which the home's runner speaks; VmUnreachable if the home is gone.
 
@@ -82,14 +91,14 @@ def attach(host: Host, home: str, *, timeout_s: float) -> socket.socket:
     enter = (
         f"{_enter(home)}; [ ! -e {STOPPED} ] || {{ echo; echo remuda-gone; exit 44; }}; {_have()}"
     )
-    script = f"{enter}; echo; echo remuda-attached; exec {PYTHON} {runner_name()} attach --home "
+    run = f'exec {PYTHON} {runner_name()} attach --home "$PWD"'
     for _ in range(2):
         channel, release = connections().take(host, timeout_s=timeout_s)
         session = Session(host, channel)
         said = ""
         try:
             with session.limited(timeout_s):
-                session.execute(f"{_FIND}; {script}{shlex.quote(home)}")
+                session.execute(f"{_FIND}; {enter}; echo; echo remuda-attached; {run}")
                 said = session.until("remuda-attached", "remuda-gone", "remuda-no-runner")
         finally:
             if said != "remuda-attached":
@@ -104,7 +113,7 @@ def attach(host: Host, home: str, *, timeout_s: float) -> socket.socket:
 
 
 def _enter(home: str) -> str:
-    return f"cd -- {shlex.quote(home)} 2>/dev/null || {{ echo; echo remuda-gone; exit 44; }}"
+    return f"unset CDPATH; cd -- {shlex.quote(home)} 2>/dev/null || {{ echo; echo remuda-gone; exit 44; }}"
 
 
 def _have() -> str:

@@ -16,7 +16,7 @@ import libvirt
 import pytest
 
 from remuda.config import Settings
-from remuda.errors import PermanentProviderError, ProviderError, TransientProviderError
+from remuda.errors import ImageError, PermanentProviderError, ProviderError, TransientProviderError
 from remuda.testing import ProviderContract
 from remuda.testing.place import wait_until
 from remuda.workers.providers import Provider, VmDescription, VmSpec, get_provider
@@ -163,8 +163,8 @@ class TestWhatGoesWrong(Libvirt):
         ("more", "error", "words"),
         [
             ({"storage": "nowhere"}, PermanentProviderError, "no storage pool nowhere"),
-            ({"images": {"blank": "/no/such.qcow2"}}, PermanentProviderError, "no/such.qcow2"),
-            ({"images": {"blank": "no-such"}}, PermanentProviderError, "no-such"),
+            ({"images": {"blank": "/no/such.qcow2"}}, ImageError, "no/such.qcow2"),
+            ({"images": {"blank": "no-such"}}, ImageError, "no-such"),
             ({"network": "network:none"}, PermanentProviderError, "none"),
             ({"key_file": "/no/such/key"}, PermanentProviderError, "/no/such/key"),
             ({"uri": "qemu:///session?socket=/no/such"}, TransientProviderError, "/no/such"),
@@ -186,7 +186,7 @@ class TestWhatGoesWrong(Libvirt):
             assert (vm.token, vm.state) == ("1", "stopped")
 
     def test_a_pool_without_an_image(self, provider: Provider) -> None:
-        with pytest.raises(PermanentProviderError, match="needs an image"):
+        with pytest.raises(ImageError, match="needs an image"):
             provider.spawn(spec(image="default"), "1")
 
     def test_where_kvm_does_not_work_vms_are_emulated(

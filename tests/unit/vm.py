@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from remuda.workers.bundle import install
-from remuda.workers.onvm.commands import at_socket
+from remuda.workers.onvm.bridge import at_socket
 from remuda.workers.onvm.processes import describe_process, environment, runner_pid
 from remuda.workers.providers.local import remove_tree
 
@@ -63,8 +64,11 @@ def output(entry: dict[str, Any], key: str = "o") -> bytes:
 class Line:
     """A connection to a runner that keeps all it is pushed."""
 
-    def __init__(self, home: Path, *, watch: bool = False, since: int = 0) -> None:
-        self.socket = at_socket(str(home), "connect", DEADLINE_S)
+    def __init__(self, where: Path | socket.socket, *, watch: bool = False, since: int = 0) -> None:
+        """Speak to the runner of a home, or over a socket at whose other end one is."""
+        if isinstance(where, Path):
+            where = at_socket(str(where), "connect", DEADLINE_S)
+        self.socket = where
         self.file = self.socket.makefile("rb")
         self.number = 0
         self.answers: dict[int, dict[str, Any]] = {}

@@ -119,6 +119,16 @@ class Backend(ABC):
         numbered above `since`. Raises VmUnreachable if no runner answers: `revive` may help.
         """
 
+    def install(  # noqa: B027 - optional
+        self, vm: VmAddress, arguments: Sequence[str], *, timeout_s: float = 60.0
+    ) -> None:
+        """Bring a runner to a VM that was just made, and start it; harmless if one serves there.
+
+        `arguments` as `serve_arguments` has them. Raises VmUnreachable while the VM does not answer,
+        AuthError if it does not let us in, or is another than it should be, NoResources if it has
+        no python3. By default there is nothing to do: its provider has started the runner.
+        """
+
     @abstractmethod
     def revive(self, vm: VmAddress, *, timeout_s: float = 30.0) -> None:
         """Start the VM's runner if it is dead; harmless if it lives.

@@ -20,7 +20,8 @@ from remuda.workers.bundle import install
 from remuda.workers.cache import Cache
 from remuda.workers.channel import Channel
 from remuda.workers.content import Content
-from remuda.workers.onvm.commands import STOPPED, at_socket
+from remuda.workers.onvm.bridge import at_socket
+from remuda.workers.onvm.commands import STOPPED
 from remuda.workers.onvm.sandbox import find_file
 
 log = logging.getLogger(__name__)

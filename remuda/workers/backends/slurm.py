@@ -16,13 +16,26 @@ from remuda.workers.backends.local import LocalBackend
 from remuda.workers.backends.ssh import SshBackend
 from remuda.workers.channel import Channel
 
-__all__ = ["SlurmBackend", "runner_arguments"]
+__all__ = ["SlurmBackend", "runner_arguments", "serve_arguments"]
 
 
 def runner_arguments(settings: Mapping[str, Any]) -> list[str]:
     """Return what `runner serve` is told if a pool's jobs go to Slurm; raises BadInput."""
     options = slurm_of(settings)
     return [] if options is None else ["--executor", "slurm", "--slurm", json.dumps(options)]
+
+
+def serve_arguments(
+    *,
+    name: str,
+    slots: int,
+    memory_bytes: int | None,
+    heartbeat_s: float,
+    settings: Mapping[str, Any],
+) -> list[str]:
+    """Return what `runner serve` is told on a VM of a pool of these settings; raises BadInput."""
+    words = ["--slots", str(slots), "--name", name or "vm", "--memory", str(memory_bytes or 0)]
+    return [*words, "--heartbeat", str(heartbeat_s), *runner_arguments(settings)]
 
 
 class SlurmBackend(Backend):
@@ -51,6 +64,10 @@ class SlurmBackend(Backend):
         return self._way(vm).connect(
             vm, watch=watch, since=since, on_push=on_push, on_close=on_close, timeout_s=timeout_s
         )
+
+    def install(self, vm: VmAddress, arguments: Sequence[str], *, timeout_s: float = 60.0) -> None:
+        """Bring a runner to the login node, if that is new."""
+        self._way(vm).install(vm, arguments, timeout_s=timeout_s)
 
     def revive(self, vm: VmAddress, *, timeout_s: float = 30.0) -> None:
         """Start the runner again; what Slurm has of it goes on and is not LOST."""

@@ -1,4 +1,5 @@
-"""The `ssh` backend: VMs one logs in to. Their address is a host's (see `remuda.hosts`) and `home`.
+"""The `ssh` backend: VMs one logs in to. Their address is a host's (see `remuda.hosts`) and `home`,
+a path on it, or one in the user's home, where the runner is brought to by `install`.
 
 The runner's file is copied there, one long-lived `runner attach` bridges a session to its socket,
 and inputs go once per VM to `home/cache/<sha256>`, big outputs back in sessions of their own.
@@ -84,6 +85,12 @@ class SshBackend(Backend):
             channel.close()
             raise
         return channel
+
+    def install(self, vm: VmAddress, arguments: Sequence[str], *, timeout_s: float = 60.0) -> None:
+        """Copy the runner and start it, if the home is one in the user's, as new VMs have it."""
+        host, home = _place(vm)
+        if not home.startswith("/"):
+            remote.install(host, home, arguments, timeout_s=timeout_s)
 
     def revive(self, vm: VmAddress, *, timeout_s: float = 30.0) -> None:
         """Start the runner again, unless its home is gone or the VM was terminated."""

@@ -1,4 +1,4 @@
-"""The runner's command line: `serve`, `attach`, `shell` and `stop`, each on one home."""
+"""The runner's command line: `serve`, `shell` and `stop`, each on one home; `attach` is in bridge.py."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import fcntl
 import json
 import os
 import resource
-import select
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from remuda.workers.onvm import cgroups
+from remuda.workers.onvm.bridge import at_socket, attach
 from remuda.workers.onvm.ledger import Ledger, dumps
 from remuda.workers.onvm.processes import (
     boot_id,
@@ -57,28 +56,6 @@ def same_file(fd: int, path: str) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except OSError:
         return False
-
-
-def at_socket(home: str, verb: str, timeout: float | None = None) -> socket.socket:
-    """Listen on or connect to the home's socket, however long its path is."""
-    folder = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(timeout)
-    try:
-        path = f"/proc/self/fd/{folder}/runner.sock"
-        if verb == "listen":
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            sock.bind(path)
-            sock.listen(128)
-        else:
-            sock.connect(path)
-    except OSError:
-        sock.close()
-        raise
-    finally:
-        os.close(folder)
-    return sock
 
 
 def answers(home: str) -> bool:
@@ -257,24 +234,6 @@ def end_slurm(home: str) -> None:
 
         given = json.loads(slurp(home + "/runner.json") or b"{}").get("slurm")
         end_all(name_of(home), Options(given or {}), dict(os.environ), wait_s=45.0)
-
-
-def attach(home: str) -> None:
-    """Bridge standard input and output to the runner's socket, until either side ends."""
-    sock = at_socket(home, "connect")
-    while True:
-        readable, _, _ = select.select([0, sock.fileno()], [], [])
-        if sock.fileno() in readable:
-            data = sock.recv(1 << 16)
-            if not data:
-                return
-            while data:
-                data = data[os.write(1, data) :]
-        if 0 in readable:
-            data = os.read(0, 1 << 16)
-            if not data:
-                return
-            sock.sendall(data)
 
 
 def shell(home: str, attempt: int, words: Sequence[str] = ()) -> None:

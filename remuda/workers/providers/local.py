@@ -25,7 +25,7 @@ from remuda.errors import (
 )
 from remuda.hosts import slurm_of
 from remuda.workers.backends.local import start_runner
-from remuda.workers.backends.slurm import runner_arguments
+from remuda.workers.backends.slurm import serve_arguments
 from remuda.workers.onvm.commands import STOPPED, stop
 from remuda.workers.providers.base import Provider, VmDescription, VmSpec, VmState
 
@@ -53,9 +53,13 @@ class LocalProvider(Provider):
             hint = "data_dir must be a folder you may write to, with room on its disk"
             message = f"cannot make a VM in {self.root}: {error.strerror}"
             raise PermanentProviderError(message, hint=hint) from error
-        arguments = ["--slots", str(spec.slots), "--name", spec.name]
-        arguments += ["--memory", str(spec.memory_bytes or 0), "--heartbeat", str(spec.heartbeat_s)]
-        arguments += runner_arguments(spec.settings)
+        arguments = serve_arguments(
+            name=spec.name,
+            slots=spec.slots,
+            memory_bytes=spec.memory_bytes,
+            heartbeat_s=spec.heartbeat_s,
+            settings=spec.settings,
+        )
         try:
             start_runner(home, arguments)
         except VmUnreachable as error:

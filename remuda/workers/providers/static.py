@@ -35,7 +35,7 @@ from remuda.errors import (
 )
 from remuda.hosts import Host, hosts_of
 from remuda.workers import remote
-from remuda.workers.backends.slurm import runner_arguments
+from remuda.workers.backends.slurm import serve_arguments
 from remuda.workers.providers.base import Provider, VmDescription, VmSpec, VmState
 from remuda.workers.session import NEED
 
@@ -180,10 +180,13 @@ class StaticProvider(Provider):
         return seen
 
     def _start(self, host: Host, home: str, spec: VmSpec) -> None:
-        memory = spec.memory_bytes or host.memory_bytes
-        arguments = ["--slots", str(spec.slots), "--name", spec.name or "vm"]
-        arguments += ["--memory", str(memory), "--heartbeat", str(spec.heartbeat_s)]
-        arguments += runner_arguments(spec.settings)
+        arguments = serve_arguments(
+            name=spec.name,
+            slots=spec.slots,
+            memory_bytes=spec.memory_bytes or host.memory_bytes,
+            heartbeat_s=spec.heartbeat_s,
+            settings=spec.settings,
+        )
         with _told(host):
             remote.start_runner(host, home, arguments, timeout_s=START_S)
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from remuda.errors import (
     CapacityError,
+    ImageError,
     PermanentProviderError,
     ProviderAuthError,
     ProviderError,
@@ -106,7 +107,9 @@ def translated(uri: str, error: Exception) -> ProviderError:
         return ProviderAuthError(f"libvirt at {uri} refuses us: {text}")
     if any(words in text for words in _FULL):
         return CapacityError(f"the host of {uri} has no room left: {text}")
-    if code in _NEVER or any(words in text for words in _MISSING):
+    if any(words in text for words in _MISSING):
+        return ImageError(f"libvirt at {uri} cannot read the image: {text}")
+    if code in _NEVER:
         return PermanentProviderError(f"libvirt at {uri} cannot do it: {text}")
     return TransientProviderError(f"libvirt at {uri}: {text}")
 

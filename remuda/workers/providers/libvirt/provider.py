@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from remuda.config import Settings
-from remuda.errors import BadInput, PermanentProviderError, TransientProviderError
+from remuda.errors import BadInput, ImageError, PermanentProviderError, TransientProviderError
 from remuda.guests import GuestSettings, guests_of
 from remuda.workers.providers.base import Provider, VmDescription, VmSpec, VmState
 from remuda.workers.providers.firstboot import PoolKey, address_of, read_key, user_data
@@ -76,7 +76,7 @@ class LibvirtProvider(Provider):
         try:
             image = self._given.image(spec.image)
         except BadInput as error:
-            raise PermanentProviderError(error.message, hint=error.hint) from error
+            raise ImageError(error.message, hint=error.hint) from error
         key = read_key(self._given.key_file)
         data = user_data(key, token, user=self._given.user, hostname=spec.name)
         try:

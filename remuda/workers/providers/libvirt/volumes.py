@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from remuda.errors import PermanentProviderError
+from remuda.errors import ImageError, PermanentProviderError
 from remuda.guests import GuestImage, GuestSettings
 from remuda.workers.providers.libvirt.hypervisor import code_of, libvirt, unless
 from remuda.workers.providers.libvirt.machine import About, overlay_xml, seed_xml, storage_xml
@@ -55,7 +55,14 @@ def make_volumes(
     mine = False
     base = image.disk
     if not base.startswith("/"):
-        base = storage.storageVolLookupByName(base).path()
+        try:
+            base = storage.storageVolLookupByName(base).path()
+        except libvirt().libvirtError as error:
+            if code_of(error) != "NO_STORAGE_VOL":
+                raise
+            raise ImageError(
+                f"storage {storage.name()} has no volume {base} to make VMs of"
+            ) from error
     with unless("STORAGE_VOL_EXIST"):
         overlay = storage.createXML(overlay_xml(about.disk, base=base, format=image.format))
         mine = True

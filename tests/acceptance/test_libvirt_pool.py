@@ -1,0 +1,84 @@
+"""A whole system on virtual machines: jobs with files in them, the plug of one pulled, nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from remuda import BadInput, JobSpec
+from tests.invariants import broken
+from tests.libvirtd import Libvirtd, built_guest, libvirtd
+from tests.system import System, eventually, running_system
+
+__all__ = ["libvirtd"]
+
+_BUSY = """SELECT v.provider_id FROM attempts a JOIN vms v ON v.id = a.vm_id
+           WHERE a.state = 'STARTED' ORDER BY v.id"""
+BOOT_S = 180.0  # an emulated machine costs ten seconds of a core, which other tests want, too
+
+
+@pytest.fixture
+def system(tmp_path: Path, database_url: str, libvirtd: Libvirtd) -> Iterator[System]:
+    """A running system that ends before its libvirt does."""
+    with running_system(tmp_path, database_url=database_url) as running:
+        yield running
+
+
+@pytest.mark.timeout(600)
+def test_jobs_run_in_virtual_machines(system: System, libvirtd: Libvirtd, tmp_path: Path) -> None:
+    """A VM whose plug is pulled under its jobs is replaced, and they run again."""
+    settings = libvirtd.settings(built_guest(), user="remuda")
+    (tmp_path / "in").write_text("the input\n")
+    with system.client() as client:
+        pool = client.create_pool(
+            "farm",
+            provider="libvirt",
+            image="guest",
+            settings=settings,
+            slots_per_vm=2,
+            instance_count=1,
+            heartbeat_s=1,
+        )
+        pool.submit()
+        spec = JobSpec(
+            ["sh", "-c", "cat in > out; id -un; uname -n; echo $REMUDA_VM; sleep 2"],
+            inputs=[(str(tmp_path / "in"), "in")],
+            outputs=["out"],
+            output_dir=str(tmp_path / "results" / "{index}"),
+            memory_bytes=64 << 20,
+        )
+        jobs = client.submit_array(spec, 10, pool=pool)
+        eventually("jobs run", lambda: len(system.query(_BUSY)) == 2, timeout_s=BOOT_S)
+        victim = system.query(_BUSY)[0]["provider_id"]
+        os.kill(libvirtd.emulators()[victim], signal.SIGKILL)
+
+        results = [job.result(timeout_s=BOOT_S) for job in jobs]
+        assert {r.outputs["out"].read_text() for r in results} == {"the input\n"}
+        assert {r.stdout.split()[0] for r in results} == {b"remuda"}
+        assert all(r.usage.peak_memory_bytes or 0 > 0 for r in results)
+        (lost,) = system.query("SELECT count(*) FROM attempts WHERE state = 'LOST'")
+        assert lost["count"] == 2
+        ended = system.query("SELECT state, error FROM vms WHERE provider_id = %(vm)s", vm=victim)
+        assert "stopped" in ended[0]["error"]
+        assert broken(system.query) == {}
+
+        pool.close()
+        pool.wait_closed(timeout_s=60)
+    assert {row["state"] for row in system.query("SELECT state FROM vms")} == {"HALTED"}
+    assert libvirtd.emulators() == {}
+    assert list(libvirtd.store.iterdir()) == []
+
+
+def test_wrong_settings_are_refused_when_the_pool_is_made(
+    system: System, libvirtd: Libvirtd
+) -> None:
+    """The message names the setting; nothing is made."""
+    settings = libvirtd.settings(network="carrier pigeon")
+    with system.client() as client:
+        with pytest.raises(BadInput, match="network must be user"):
+            client.create_pool("farm", provider="libvirt", image="blank", settings=settings)
+        assert client.pools(all=True) == []
