@@ -9,12 +9,15 @@ from remuda.cli.base import App, Entry, LazyGroup, debug_option
 SECTIONS: dict[str, dict[str, Entry]] = {
     "Work": {
         "run": Entry("run", "Run one command and wait for it."),
+        "acquire": Entry("acquire", "Lease a machine, for a command here or until it is released."),
         "job": Entry("app:job", "Submit jobs, look at them, wait for them."),
         "array": Entry("app:array", "Look at arrays of jobs as wholes, limit or resubmit them."),
         "pool": Entry("app:pool", "Create, change and close pools of VMs."),
         "vm": Entry("app:vm", "Look at VMs, drain or terminate them."),
         "history": Entry("history", "Plot VMs and jobs over time."),
         "image": Entry("app:image", "Look at images; trust or distrust them."),
+        "lease": Entry("app:lease", "Look at leases, release, renew or revoke them."),
+        "owner": Entry("app:owner", "Look at owners and their limits."),
         "demo": Entry("demo", "Render a picture on an elastic pool, with live progress."),
     },
     "System": {
@@ -74,6 +77,7 @@ POOL = {
     "delete": Entry("pool:delete", "Delete a closed pool."),
     "resume": Entry("pool:resume", "Let a pool ask for VMs again at once."),
     "explain": Entry("pool:explain", "Say why a pool has the size it has."),
+    "info": Entry("pool_info:info", "Keep keys and values of your own with a pool."),
 }
 
 IMAGE = {
@@ -88,8 +92,22 @@ VM = {
     "show": Entry("vm:show", "Show all about one VM."),
     "count": Entry("vm:count_vms", "Count VMs by any of their fields."),
     "history": Entry("vm:vm_history", "Show what became of one VM."),
+    "ssh": Entry("vm_ssh:ssh", "Open a shell on a VM."),
     "drain": Entry("vm:drain", "Give VMs no new jobs; they end after their present ones."),
     "terminate": Entry("vm:terminate", "Terminate VMs."),
+}
+
+LEASE = {
+    "list": Entry("lease:list_leases", "List leases."),
+    "waiting": Entry("lease:waiting", "List who waits for a lease, and why."),
+    "release": Entry("lease:release", "Give a lease back."),
+    "renew": Entry("lease:renew", "Extend a lease."),
+    "revoke": Entry("lease:revoke", "End leases, whoever holds them."),
+}
+
+OWNER = {
+    "list": Entry("owner:list_owners", "List owners."),
+    "set": Entry("owner:set_", "Set an owner's limits."),
 }
 
 DB = {
@@ -108,6 +126,10 @@ array = LazyGroup(
 pool = LazyGroup("pool", {"Commands": POOL}, help="Create, change and close pools of VMs.")
 vm = LazyGroup("vm", {"Commands": VM}, help="Look at VMs, drain or terminate them.")
 image = LazyGroup("image", {"Commands": IMAGE}, help="Look at images; trust or distrust them.")
+lease = LazyGroup(
+    "lease", {"Commands": LEASE}, help="Look at leases, release, renew or revoke them."
+)
+owner = LazyGroup("owner", {"Commands": OWNER}, help="Look at owners and their limits.")
 db = LazyGroup("db", {"Commands": DB}, help="Migrate, check, back up or restore the database.")
 
 

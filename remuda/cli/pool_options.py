@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -37,6 +37,10 @@ _FIELDS = {
     "launch_retries": "launch_retries",
     "max_starting": "max_starting",
     "spawn_interval": "spawn_interval_s",
+    "max_vms_per_owner": "max_vms_per_owner",
+    "reuse_opportunity": "reuse_opportunity_s",
+    "reuse_max_count": "reuse_max_count",
+    "reuse_max_time": "reuse_max_s",
 }
 _ELASTIC = {
     "min_slots": ("minimum_total_slots", "elastic_minimum_slots"),
@@ -60,6 +64,8 @@ def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field: options[name] for name, field in _FIELDS.items() if options[name] is not None}
     if options["tag"]:
         fields["tags"] = list(options["tag"])
+    if options["tag_priority"]:
+        fields["tag_priorities"] = _priorities(options["tag_priority"])
     if options["constant"]:
         fields["constants"] = dict(options["constant"])
     if options["offer"]:
@@ -90,6 +96,13 @@ def elastic_changes(options: Mapping[str, Any]) -> dict[str, Any]:
     if given:
         return {"is_elastic": True, **{_ELASTIC[name][1]: v for name, v in given.items()}}
     return {"is_elastic": False} if options["vms"] is not None else {}
+
+
+def _priorities(pairs: Sequence[tuple[str, str]]) -> dict[str, int]:
+    try:
+        return {tag: int(value) for tag, value in pairs}
+    except ValueError:
+        raise click.BadParameter("a priority is a whole number: TAG=10") from None
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,6 +201,30 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--spawn-interval",
         type=DURATION_OR_ZERO,
         help="How long to wait between two new VMs.  [default: 0]",
+    ),
+    click.option(
+        "--tag-priority",
+        type=Assignment(),
+        multiple=True,
+        metavar="TAG=N",
+        help="What a tag is worth: leases that ask for it go first where it is worth most. Repeatable.",
+    ),
+    click.option(
+        "--max-vms-per-owner",
+        type=_SLOTS,
+        metavar="N",
+        help="Of its VMs one owner may have by leases.",
+    ),
+    click.option(
+        "--reuse-opportunity",
+        type=DURATION_OR_ZERO,
+        help="For so long after a lease a VM waits for its owner's next one, then it ends.",
+    ),
+    click.option(
+        "--reuse-max-count", type=_SLOTS, metavar="N", help="A VM is leased again at most so often."
+    ),
+    click.option(
+        "--reuse-max-time", type=DURATION_OR_ZERO, help="A VM is leased again for at most so long."
     ),
     click.option("--tag", multiple=True, metavar="TAG", help="A word to find it by. Repeatable."),
     click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from remuda.errors import InstanceNotFound, UnknownJob
 
 if TYPE_CHECKING:
-    from remuda.client import Client, Job, Pool, VmInfo
+    from remuda.client import Client, Job, Lease, Pool, VmInfo
 
 # The record's keys, and the columns they come from where those are called otherwise.
 _JOB = {
@@ -72,6 +72,11 @@ _POOL = (
     "live_jobs",
     "heartbeat_s",
     "stalling_interval_s",
+    "tag_priorities",
+    "max_vms_per_owner",
+    "reuse_opportunity_s",
+    "reuse_max_count",
+    "reuse_max_s",
     "context_timeout_s",
     "check_interval_s",
     "check_timeout_s",
@@ -126,6 +131,18 @@ def pool_record(pool: Pool) -> dict[str, Any]:
 def vm_record(vm: VmInfo) -> dict[str, Any]:
     """Return what is shown of a VM."""
     return asdict(vm)
+
+
+def lease_record(lease: Lease) -> dict[str, Any]:
+    """Return what is shown of a lease that was just taken, its token with it."""
+    vm = asdict(lease.vm)
+    return {
+        "id": lease.id,
+        "token": lease.token,
+        "slots": lease.slots,
+        "expires_at": lease.expires_at,
+        "vm": {**vm, "details": dict(lease.vm.details)},
+    }
 
 
 def pool_size(record: Mapping[str, Any]) -> str:

@@ -77,9 +77,16 @@ class Lease:
 
     def release(self) -> bool:
         """Give the slots back; False if it was over already."""
+        self.detach()
+        return release(self._context, self.id, self.token)
+
+    def detach(self) -> None:
+        """Renew it no more, and leave it as it is: it lasts until `expires_at`, unless renewed.
+
+        Whoever has its id and token can do so, or release it.
+        """
         self._ended = True
         self._context.leases.drop(self)
-        return release(self._context, self.id, self.token)
 
     def wait_lost(self, timeout_s: float | None = None) -> bool:
         """Wait until it is lost; False when it was not in time."""

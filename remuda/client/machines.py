@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from remuda.checks import shown, whole
 from remuda.client.leasing import Leasing
 from remuda.client.looking import Looking
 from remuda.client.pools import Pool
 from remuda.client.vms import VmInfo, vm_info
+from remuda.errors import InstanceNotFound
 from remuda.models import query, requests
+from remuda.models.selecting import states_of
+from remuda.models.states import VmState
 
 
 class Machines(Looking, Leasing):
@@ -20,6 +24,7 @@ class Machines(Looking, Leasing):
         *,
         pool: Pool | str | Sequence[Pool | str] | None = None,
         state: str | Sequence[str] | None = None,
+        ip: str | None = None,
         all: bool = False,
         older_s: float | None = None,
         newer_s: float | None = None,
@@ -30,7 +35,8 @@ class Machines(Looking, Leasing):
     ) -> list[VmInfo]:
         """Return the VMs that meet every filter; gone ones (HALTED) only if `all` or asked for.
 
-        `filters`: by field, such as `name="sim-*"`, `load=(0.5, None)`, `image=["a", "b"]`; see
+        `ip`: those that have this address. `filters`: by field, such as `name="sim-*"`,
+        `load=(0.5, None)`, `image=["a", "b"]`; see
         docs/queries.md. `older_s`, `newer_s`: made at least, less than so long ago. `sort`: fields,
         `-` for descending; `start`, `limit`: a page of them. Raises BadInput, UnknownPool.
         """
@@ -45,10 +51,13 @@ class Machines(Looking, Leasing):
                 older_s=older_s,
                 newer_s=newer_s,
                 sort=sort,
-                start=start,
-                limit=limit,
+                start=0 if ip else start,
+                limit=None if ip else limit,
             )
         )
+        if ip is not None:
+            there = [row for row in found if ip in (row["private_ip"], row["public_ip"])]
+            found = there[start:] if limit is None else there[start : start + limit]
         return [vm_info(row) for row in found]
 
     def vm(self, vm_id: int) -> VmInfo:
@@ -68,3 +77,26 @@ class Machines(Looking, Leasing):
         Returns whether it goes at once. Raises InstanceNotFound, IllegalTransition.
         """
         return self._context.commit(lambda c: requests.stop_vm(c, vm_id, now=now))
+
+    def start_vm_termination(
+        self, vm: int | str, *, allowed_pre_state: str | Sequence[str] | None = None
+    ) -> bool:
+        """Have a VM, by id or name, terminated from one of these states (None: from any before).
+
+        Of many who ask at once exactly one gets True, the others IllegalTransition, which tells the
+        state found. To have a STOPPING one sent for again, name that state: False then. Raises
+        InstanceNotFound, BadInput for an unknown state.
+        """
+        named = states_of(VmState, allowed_pre_state)
+        allowed = None if named is None else [VmState(state) for state in named]
+        vm_id = self._vm_id(vm)
+        return self._context.commit(lambda c: requests.start_termination(c, vm_id, allowed=allowed))
+
+    def _vm_id(self, vm: int | str) -> int:
+        if not isinstance(vm, str):
+            return whole("a VM's id", vm, least=1, most=2**63 - 1)
+        found = self._context.read(lambda c: query.vms(c, halted=True, filters={"name": vm}))
+        exact = [row["id"] for row in found if row["name"] == vm]
+        if not exact:
+            raise InstanceNotFound(f"there is no VM {shown(vm)}", hint="`remuda vm list`")
+        return int(exact[0])

@@ -128,7 +128,8 @@ def _isolation(what: str, value: Any) -> str:
     return str(value)
 
 
-def _mapping(what: str, value: Any) -> dict[str, Any]:
+def plain_mapping(what: str, value: Any) -> dict[str, Any]:
+    """Return a mapping that can be kept as JSON; raises BadInput."""
     if not isinstance(value, Mapping):
         raise BadInput(f"{what} must be a mapping, not {shown(value)}")
     return dict(_plain(what, dict(value)))
@@ -185,7 +186,7 @@ def _plain(what: str, value: Any) -> Any:
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "settings": _mapping,
+    "settings": plain_mapping,
     "tags": _words,
     "isolation": _isolation,
     "slots_per_vm": _slots(1, 100_000),

@@ -13,7 +13,9 @@ class VmInfo:
     """One VM as it was when asked.
 
     `busy_slots`: of running jobs, `leased_slots`: of leases; `jobs`: all that it has not done with.
-    `transferred_*`: files put into and found in sandboxes since its runner began, and all bytes.
+    `ready`: it runs and is well; `owner`, `bound_sandbox`: whom alone it serves; `task_id`,
+    `build_id`: of its latest lease, while that is held. `transferred_*`: files put into and found in
+    sandboxes since its runner began, and all bytes.
     """
 
     id: int
@@ -45,6 +47,12 @@ class VmInfo:
     uptime_s: float | None = None
     transferred_files: int = 0
     transferred_bytes: int = 0
+    ready: bool = False
+    owner: str | None = None
+    bound_sandbox: str | None = None
+    task_id: str | None = None
+    build_id: str | None = None
+    lease_count: int = 0
 
 
 def vm_info(row: Mapping[str, Any]) -> VmInfo:

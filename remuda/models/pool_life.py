@@ -183,6 +183,24 @@ def change_pool(connection: Connection, pool_id: int, fields: Mapping[str, Any])
         raise _bad_input(error) from None
 
 
+def write_info(connection: Connection, pool_id: int, pairs: Mapping[str, Any]) -> dict[str, Any]:
+    """Set keys of a pool's info, remove those set to None, and return all of it.
+
+    Raises BadInput when that would be too much.
+    """
+    info = connection.scalar(
+        text(
+            """UPDATE pools SET info = jsonb_strip_nulls(info || CAST(:pairs AS jsonb))
+               WHERE id = :id AND pg_column_size(info || CAST(:pairs AS jsonb)) < 65536
+               RETURNING info"""
+        ),
+        {"id": pool_id, "pairs": json.dumps(dict(pairs))},
+    )
+    if info is None:
+        raise BadInput("a pool's info takes at most 64 KiB")
+    return dict(info)
+
+
 def submit_pool(connection: Connection, pool_id: int) -> None:
     """Open the pool for work; an already open one stays as it is.
 
@@ -302,4 +320,5 @@ __all__: Sequence[str] = [
     "insert_pool",
     "leave_pool",
     "submit_pool",
+    "write_info",
 ]

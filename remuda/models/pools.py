@@ -203,7 +203,7 @@ class Pool(Base):
     reuse_opportunity_s: Mapped[float | None]
     reuse_max_count: Mapped[int | None]
     reuse_max_s: Mapped[float | None]
-    notes: Mapped[Json] = mapped_column(server_default="{}")  # its users' own keys and values
+    info: Mapped[Json] = mapped_column(server_default="{}")  # its users' own keys and values
 
 
 class OfferRefusal(Base):

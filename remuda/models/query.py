@@ -28,7 +28,10 @@ _JOB = """
 _VM_COLUMNS = ", ".join(f"v.{c.name}" for c in Vm.__table__.columns if c.name != "provider")
 _VM = f"""
     SELECT {_VM_COLUMNS}, p.name AS pool, coalesce(v.provider, p.provider) AS provider,
-           i.name AS image,
+           i.name AS image, o.name AS owner, l.task_id, l.build_id,
+           v.state = 'RUNNING' AND NOT v.draining AND v.check_failures = 0
+             AND v.release_due_at IS NULL
+             AND v.heartbeat_at > now() - make_interval(secs => p.stalling_interval_s) AS ready,
            extract(epoch FROM now() - v.heartbeat_at)::float8 AS heartbeat_age_s,
            (SELECT coalesce(sum(cores), 0) FROM attempts a
             WHERE a.vm_id = v.id AND a.state = 'STARTED')::int AS busy_slots,
@@ -39,6 +42,10 @@ _VM = f"""
            (SELECT coalesce(sum(slots), 0) FROM leases l WHERE l.vm_id = v.id
               AND NOT l.for_jobs AND l.released_at IS NULL)::int AS leased_slots
     FROM vms v JOIN pools p ON p.id = v.pool_id JOIN images i ON i.id = v.image_id
+    LEFT JOIN owners o ON o.id = v.bound_owner_id
+    LEFT JOIN LATERAL (
+      SELECT task_id, build_id FROM leases WHERE vm_id = v.id AND NOT for_jobs AND released_at IS NULL
+      ORDER BY id DESC LIMIT 1) l ON true
 """
 
 _IMAGE = """
@@ -72,12 +79,12 @@ VMS = Kind(
     fields(
         state=VmState,
         text="""name pool provider offer provider_id image architecture private_ip public_ip error
-            bound_sandbox watcher""",
+            bound_sandbox watcher owner task_id build_id""",
         whole="""id pool_id image_id slots busy_slots leased_slots running_jobs jobs memory_bytes
-            gpus cores transferred_files transferred_bytes spawn_calls""",
+            gpus cores transferred_files transferred_bytes spawn_calls lease_count check_failures""",
         real="load uptime_s heartbeat_age_s price",
         time="""created_at submitted_at running_at busy_at state_changed_at halted_at heartbeat_at""",
-        flag="draining replaced",
+        flag="draining replaced ready",
     ),
 )
 IMAGES = Kind(

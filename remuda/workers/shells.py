@@ -24,7 +24,7 @@ from remuda.hosts import Host, host_of
 from remuda.workers import terminals
 from remuda.workers.remote import runner_name
 
-__all__ = ["open_shell", "remote_command", "ssh_command"]
+__all__ = ["open_machine", "open_shell", "remote_command", "ssh_command"]
 
 CONNECT_S = 10
 _PYTHON = ("-I", "-S", "-X", "utf8")
@@ -46,7 +46,25 @@ def open_shell(
     if not way.get("address"):
         return _here(home, attempt_id, words)
     host = host_of({key: way[key] for key in way if key in Host.__dataclass_fields__})
-    command = remote_command(home, attempt_id, words)
+    return _by_ssh(host, remote_command(home, attempt_id, words), terminal=terminal)
+
+
+def open_machine(address: Mapping[str, Any], words: Sequence[str] = (), *, terminal: bool) -> int:
+    """Run a login shell (or the command `words`) on a VM; return its exit code.
+
+    A VM that is a part of this machine has a shell in its home. Standard input, output and errors
+    are as of `open_shell`.
+    """
+    home = str(address.get("home") or "")
+    if not address.get("address"):
+        if not os.path.isdir(home):
+            raise VmUnreachable(f"its VM is not on this machine: there is no {home or 'home'}")
+        return _waited(list(words) or [os.environ.get("SHELL") or "/bin/sh"], folder=home)
+    host = host_of({key: address[key] for key in address if key in Host.__dataclass_fields__})
+    return _by_ssh(host, shlex.join(words), terminal=terminal)
+
+
+def _by_ssh(host: Host, command: str, *, terminal: bool) -> int:
     program = shutil.which("ssh")
     if program is None:
         return terminals.run(host, command, terminal=terminal, timeout_s=CONNECT_S)
@@ -68,7 +86,7 @@ def remote_command(home: str, attempt_id: int, words: Sequence[str] = ()) -> str
 
 
 def ssh_command(host: Host, command: str, *, known_hosts: str, terminal: bool) -> list[str]:
-    """Return the words that run a command on a host by OpenSSH's client.
+    """Return the words that run a command (empty: a login shell) on a host by OpenSSH's client.
 
     `known_hosts`: a file with the host's pinned key under an alias; empty: as the host says.
     """
@@ -84,7 +102,7 @@ def ssh_command(host: Host, command: str, *, known_hosts: str, terminal: bool) -
     hops = [hop.strip() for hop in host.jump.split(",") if hop.strip()]
     if hops:
         line += ["-o", f"ProxyCommand={_through(host, hops)}"]
-    return [*line, "--", host.address, command]
+    return [*line, "--", host.address, *([command] if command else [])]
 
 
 def _options(host: Host, known_hosts: str) -> list[str]:
@@ -147,13 +165,13 @@ def _here(home: str, attempt_id: int, words: Sequence[str]) -> int:
     return _waited([python, *_PYTHON, str(program), *_arguments(home, attempt_id, words)])
 
 
-def _waited(line: Sequence[str]) -> int:
-    """Run a program on our terminal; return its exit code, 128 + N for a signal."""
+def _waited(line: Sequence[str], *, folder: str | None = None) -> int:
+    """Run a program on our terminal (in a folder); return its exit code, 128 + N for a signal."""
     sys.stdout.flush()
     # Ctrl-C is for the program alone; a handler, unlike SIG_IGN, is not inherited by it.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        code = subprocess.run(line, check=False, env=dict(os.environ)).returncode
+        code = subprocess.run(line, check=False, env=dict(os.environ), cwd=folder).returncode
     except OSError as error:
         raise BackendError(f"cannot run {line[0]}: {error.strerror}") from error
     finally:

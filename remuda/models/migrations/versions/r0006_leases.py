@@ -45,7 +45,7 @@ def _pools() -> None:
     op.add_column("pools", sa.Column("reuse_opportunity_s", sa.Double()))
     op.add_column("pools", sa.Column("reuse_max_count", sa.Integer()))
     op.add_column("pools", sa.Column("reuse_max_s", sa.Double()))
-    op.add_column("pools", sa.Column("notes", JSONB(), server_default="{}", nullable=False))
+    op.add_column("pools", sa.Column("info", JSONB(), server_default="{}", nullable=False))
     op.create_check_constraint(
         op.f("ck_pools_max_vms_per_owner"), "pools", "max_vms_per_owner >= 0"
     )

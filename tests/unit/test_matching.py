@@ -1,0 +1,222 @@
+"""Matching requests with VMs: order, limits, isolation, and reasons that tell what is the matter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remuda.matching import Allowance, LeaseSnapshot, LeaseVm, Matching, Request, match
+
+A, B = 1, 2
+
+
+def _of(requests: list[Request], vms: list[LeaseVm], **more: Any) -> Matching:
+    return match(
+        LeaseSnapshot(requests=tuple(requests), vms=tuple(vms), pools={A: "a", B: "b"}, **more)
+    )
+
+
+def _given(found: Matching) -> dict[int, int]:
+    return {grant.request_id: grant.vm_id for grant in found.grants}
+
+
+def _request(number: int, owner: int = 1, **fields: Any) -> Request:
+    return Request(**{"id": number, "pool_ids": (A, B), "owner_id": owner, **fields})
+
+
+def _vm(number: int, **fields: Any) -> LeaseVm:
+    return LeaseVm(**{"id": number, "pool_id": A, "slots": 1, **fields})
+
+
+def test_by_priority_then_in_the_order_they_came() -> None:
+    requests = [_request(1), _request(2), _request(3, priority=5)]
+    assert _given(_of(requests, [_vm(1), _vm(2)])) == {3: 1, 1: 2}
+
+
+def test_pools_in_the_requests_own_order() -> None:
+    vms = [_vm(1), _vm(2, pool_id=B)]
+    assert _given(_of([_request(1, pool_ids=(B, A))], vms)) == {1: 2}
+    assert _given(_of([_request(1, pool_ids=(B, A))], vms[:1])) == {1: 1}
+
+
+def test_a_vm_that_serves_the_same_owner_and_sandbox_first() -> None:
+    bound = _vm(9, isolation="sandbox", bound_owner_id=1, bound_sandbox="s")
+    vms = [_vm(1, isolation="sandbox"), bound]
+    assert _given(_of([_request(1, sandbox="s")], vms)) == {1: 9}
+    assert _given(_of([_request(1, sandbox="t")], vms)) == {1: 1}
+    assert _given(_of([_request(1, owner=2, sandbox="s")], [bound])) == {}
+
+
+def test_at_the_limit_only_what_the_owner_has_already() -> None:
+    bound = _vm(9, isolation="owner", bound_owner_id=1)
+    limit = {1: Allowance(name="alice", most=1, has=1)}
+    found = _of([_request(1), _request(2)], [_vm(1), bound], allowances=limit)
+    assert _given(found) == {1: 9}
+    assert found.reasons == {2: "owner alice has as many VMs as it may (max_vms 1)"}
+    assert found.idle == {2}  # no use in growing for it
+
+
+def test_a_limit_of_one_pool_leaves_the_others() -> None:
+    limit = {1: Allowance(name="alice", pools={A: (1, 1)})}
+    found = _of([_request(1)], [_vm(1), _vm(2, pool_id=B)], allowances=limit)
+    assert _given(found) == {1: 2}
+
+
+def test_growing_stops_where_the_limit_is() -> None:
+    found = _of(
+        [_request(n) for n in range(1, 5)], [], allowances={1: Allowance(name="x", most=3, has=1)}
+    )
+    assert found.idle == {3, 4}
+
+
+def test_what_can_never_be_is_refused() -> None:
+    nothing = {1: Allowance(name="alice", most=0)}
+    assert "max_vms is 0" in _of([_request(1)], [_vm(1)], allowances=nothing).refused[1]
+    nothing = {1: Allowance(name="alice", pools={A: (0, 0), B: (0, 0)})}
+    assert "per_owner is 0" in _of([_request(1)], [_vm(1)], allowances=nothing).refused[1]
+    assert "open" in _of([_request(1, pool_ids=(7,))], [_vm(1)]).refused[1]
+
+
+@pytest.mark.parametrize(
+    ("vms", "told"),
+    [
+        ([], "no VM of a, b runs yet"),
+        ([_vm(1, used_slots=1)], "are in use"),
+        ([_vm(1, slots=3, used_slots=2)], "have fewer than 2 slots free"),
+        ([_vm(1, slots=2, isolation="owner", bound_owner_id=5)], "serve other owners or sandboxes"),
+        ([_vm(1, unfit="failed their checks")], "failed their checks"),
+        ([_vm(1, used_slots=1), _vm(2, unfit="failed")], "some are in use and some failed"),
+    ],
+)
+def test_the_reason_tells_what_is_in_the_way(vms: list[LeaseVm], told: str) -> None:
+    found = _of([_request(1, slots=2 if vms and vms[0].slots > 1 else 1)], vms)
+    assert told in found.reasons[1]
+
+
+def test_a_whole_vm_is_one_that_nobody_uses() -> None:
+    vms = [_vm(1, slots=4, used_slots=1), _vm(2, slots=2)]
+    found = _of([_request(1, slots=None), _request(2, slots=None)], vms)
+    assert [(g.vm_id, g.slots) for g in found.grants] == [(2, 2)]
+    assert "are in use" in found.reasons[2]
+
+
+def test_a_single_use_is_for_one() -> None:
+    found = _of([_request(1), _request(2)], [_vm(1, slots=2, isolation="single_use")])
+    assert _given(found) == {1: 1}
+
+
+ISOLATIONS = st.sampled_from(["shared", "owner", "sandbox", "single_use"])
+
+
+@st.composite
+def vms(draw: st.DrawFn, number: int) -> LeaseVm:
+    slots = draw(st.integers(1, 4))
+    isolation = draw(ISOLATIONS)
+    bound = draw(st.none() | st.integers(1, 3)) if isolation != "shared" else None
+    used = draw(st.integers(0, slots))
+    return LeaseVm(
+        id=number,
+        pool_id=draw(st.sampled_from([A, B])),
+        slots=slots,
+        used_slots=used,
+        isolation=isolation,
+        bound_owner_id=bound,
+        bound_sandbox=None if bound is None else draw(st.sampled_from(["s", "t"])),
+        holders=draw(st.frozensets(st.integers(1, 3))) if used and not bound else frozenset(),
+        unfit=draw(st.sampled_from(["", "", "failed their checks"])),
+    )
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> LeaseSnapshot:
+    requests = [
+        Request(
+            id=number,
+            pool_ids=tuple(draw(st.permutations([A, B]))[: draw(st.integers(1, 2))]),
+            owner_id=draw(st.integers(1, 3)),
+            sandbox=draw(st.sampled_from(["s", "t"])),
+            slots=draw(st.none() | st.integers(1, 4)),
+            priority=draw(st.integers(0, 1)),
+        )
+        for number in range(1, draw(st.integers(1, 9)))
+    ]
+    limits = {
+        owner: Allowance(
+            name=f"o{owner}",
+            most=draw(st.none() | st.integers(0, 4)),
+            has=draw(st.integers(0, 3)),
+            pools=draw(st.sampled_from([{}, {A: (1, 0)}, {A: (1, 1), B: (0, 0)}])),
+        )
+        for owner in draw(st.sets(st.integers(1, 3)))
+    }
+    there = [draw(vms(number)) for number in range(1, draw(st.integers(1, 7)))]
+    return LeaseSnapshot(
+        requests=tuple(requests), vms=tuple(there), pools={A: "a", B: "b"}, allowances=limits
+    )
+
+
+@given(snapshots())
+def test_what_is_granted_is_never_too_much(snapshot: LeaseSnapshot) -> None:
+    """Slots, isolation and limits hold, and every request is answered once."""
+    found = match(snapshot)
+    requests = {request.id: request for request in snapshot.requests}
+    there = {vm.id: vm for vm in snapshot.vms}
+    answered = [grant.request_id for grant in found.grants] + [*found.reasons, *found.refused]
+    assert sorted(answered) == sorted(requests)
+    used = Counter({vm.id: vm.used_slots for vm in snapshot.vms})
+    serves: dict[int, set[tuple[int, str]]] = {}
+    new: dict[int, set[int]] = {}
+    for grant in found.grants:
+        request, vm = requests[grant.request_id], there[grant.vm_id]
+        assert not vm.unfit
+        assert vm.pool_id in request.pool_ids
+        used[vm.id] += grant.slots
+        assert used[vm.id] <= vm.slots
+        if vm.bound_owner_id is None and request.owner_id not in vm.holders:
+            new.setdefault(request.owner_id, set()).add(vm.id)
+        serves.setdefault(vm.id, set()).add((request.owner_id, request.sandbox))
+    for vm_id, whom in serves.items():
+        vm = there[vm_id]
+        if vm.bound_owner_id is not None:
+            whom.add((vm.bound_owner_id, vm.bound_sandbox or ""))
+        if vm.isolation == "owner":
+            assert len({owner for owner, _ in whom}) == 1
+        if vm.isolation in ("sandbox", "single_use"):
+            assert len(whom) == 1
+    for owner, allowance in snapshot.allowances.items():
+        more = new.get(owner, set())
+        if allowance.most is not None and more:
+            assert allowance.has + len(more) <= allowance.most
+        for pool, (most, has) in allowance.pools.items():
+            here = [vm for vm in more if there[vm].pool_id == pool]
+            assert not here or has + len(here) <= most
+
+
+@given(snapshots())
+def test_nobody_waits_for_what_is_free(snapshot: LeaseSnapshot) -> None:
+    """After the grants nothing is left that would do for one of those who wait on."""
+    found = match(snapshot)
+    used = Counter({grant.vm_id: grant.slots for grant in found.grants})
+    taken = set(used)
+    for request in snapshot.requests:
+        if request.id not in found.reasons or request.owner_id in snapshot.allowances:
+            continue
+        for vm in snapshot.vms:
+            clean = vm.isolation == "shared" or (vm.bound_owner_id is None and vm.id not in taken)
+            free = vm.slots - vm.used_slots - used[vm.id]
+            wanted = vm.slots if request.slots is None else request.slots
+            assert vm.unfit or vm.pool_id not in request.pool_ids or not clean or free < wanted
+
+
+@given(snapshots())
+def test_the_chosen_vms_alone_give_the_same(snapshot: LeaseSnapshot) -> None:
+    """What is decided once more under the locks of just those VMs is what was decided."""
+    found = match(snapshot)
+    chosen = {grant.vm_id for grant in found.grants}
+    again = match(replace(snapshot, vms=tuple(vm for vm in snapshot.vms if vm.id in chosen)))
+    assert again.grants == found.grants
