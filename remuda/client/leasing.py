@@ -154,7 +154,14 @@ class Leasing:
             return [row for row in found if row["state"] in (*OPEN_POOL, PoolState.FAILURE)]
         if pools is None or isinstance(pools, (str, Pool)) or not pools:
             raise BadInput("pools must be a list of at least one pool")
-        rows = {row["id"]: row for row in (pool_row(self._context, pool) for pool in pools)}
+        names = [pool for pool in pools if isinstance(pool, str)]
+        named = self._context.read(lambda c: lease_requests.pools_named(c, names)) if names else {}
+        rows = {
+            row["id"]: row
+            for row in (
+                named[pool] if pool in named else pool_row(self._context, pool) for pool in pools
+            )
+        }
         for row in rows.values():
             if row["state"] not in (*OPEN_POOL, PoolState.FAILURE):
                 raise Refused(f"pool {row['name']} is {row['state']}", hint="submit it first")

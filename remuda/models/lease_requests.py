@@ -98,6 +98,18 @@ _GRANTED = text(f"""
 """)
 
 
+def pools_named(connection: Connection, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Return what leases need to know of the pools of these names, by name; see `find_pool`."""
+    found = rows(
+        connection,
+        """SELECT DISTINCT ON (name) id, name, state, slots_per_vm, tags, tag_priorities FROM pools
+           WHERE name = ANY(:names) AND state <> 'PENDING_DELETE'
+           ORDER BY name, state <> 'CLOSED' DESC, id DESC""",
+        names=list(names),
+    )
+    return {row["name"]: row for row in found}
+
+
 def request(connection: Connection, wanted: Wanted, *, wait_s: float | None = None) -> Answer:
     """Ask for a lease in turn; if there is none now, wait for it, if `wait_s` is given.
 

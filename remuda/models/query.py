@@ -31,7 +31,8 @@ _VM = f"""
            i.name AS image, o.name AS owner, l.task_id, l.build_id,
            v.state = 'RUNNING' AND NOT v.draining AND v.check_failures = 0
              AND v.release_due_at IS NULL
-             AND v.heartbeat_at > now() - make_interval(secs => p.stalling_interval_s) AS ready,
+             AND (p.backend = 'none'
+                  OR v.heartbeat_at > now() - make_interval(secs => p.stalling_interval_s)) AS ready,
            extract(epoch FROM now() - v.heartbeat_at)::float8 AS heartbeat_age_s,
            (SELECT coalesce(sum(cores), 0) FROM attempts a
             WHERE a.vm_id = v.id AND a.state = 'STARTED')::int AS busy_slots,

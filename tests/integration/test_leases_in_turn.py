@@ -121,6 +121,10 @@ def test_a_vm_that_is_not_well_or_not_heard_of_is_skipped(engine: Engine) -> Non
             assert lease_requests.pick_up(connection, wish, stay=False).reason, change
             connection.execute(text(f"UPDATE vms SET {undo} WHERE id = {vm}"))
             _free(connection, _held(connection, pool))
+        # Who runs no jobs has no runner to be heard.
+        connection.execute(text("UPDATE vms SET heartbeat_at = NULL"))
+        connection.execute(text("UPDATE pools SET backend = 'none'"))
+        _held(connection, pool)
 
 
 def test_reuse_ends_after_so_many_leases(engine: Engine) -> None:

@@ -10,9 +10,10 @@ LANGUAGE sql STABLE AS $$
   SELECT v.id, v.pool_id, v.slots, u.slots, p.isolation, v.bound_owner_id, v.bound_sandbox, u.holders,
          v.leased_owner_id, v.leased_sandbox, s.spent,
          CASE
-           -- Since its watch was last taken over it must have been heard: the rest is hearsay.
-           WHEN v.heartbeat_at IS NULL OR v.heartbeat_at < v.listening_since
-             OR v.heartbeat_at < now() - make_interval(secs => p.stalling_interval_s)
+           -- Since its watch was last taken over it must have been heard: the rest is hearsay. Of what
+           -- has no runner only its checks tell.
+           WHEN p.backend <> 'none' AND (v.heartbeat_at IS NULL OR v.heartbeat_at < v.listening_since
+             OR v.heartbeat_at < now() - make_interval(secs => p.stalling_interval_s))
              THEN 'were not heard of yet since they were taken up'
            WHEN v.check_failures > 0 THEN 'failed their checks'
            WHEN v.release_due_at IS NOT NULL THEN 'are being made ready for their next user'
