@@ -64,8 +64,9 @@ def test_services() -> None:
     """All are there, none has rights it does not need, none waits for another."""
     services = section("services")
     nodes = {"node-1", "node-2"}
-    ours = {"migrate", "worker", "beat", "flower", "cli"}
-    assert set(services) == {"postgres", "rabbitmq", *ours, *nodes}
+    ours = {"migrate", "worker", "beat", "flower", "metrics", "cli"}
+    theirs = {"postgres", "rabbitmq", "prometheus", "grafana"}
+    assert set(services) == theirs | ours | nodes
     for name, text in services.items():
         whole = with_anchors(text)
         assert "read_only: true" in whole, name
@@ -81,8 +82,10 @@ def test_secrets_and_volumes_are_declared_and_used() -> None:
     """Exactly those that services name."""
     services = [with_anchors(text) for text in section("services").values()]
     assert set.union(*(mentioned("secrets", text) for text in services)) == set(section("secrets"))
-    volumes = set.union(*(mentioned("volumes", text) for text in services))
+    volumes = set.union(*(mentioned("volumes", text) for text in services)) - {"."}
     assert volumes == set(section("volumes"))
+    for path in re.findall(r"^ +- \./(\S+?):/", TEXT, re.MULTILINE):
+        assert (COMPOSE / path).exists(), path
 
 
 def test_variables_are_those_of_the_example() -> None:

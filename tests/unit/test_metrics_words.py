@@ -125,7 +125,8 @@ def test_names_and_units_follow_the_conventions(exported: str) -> None:
 def test_alerts_are_valid_and_do_what_they_say() -> None:
     promtool("check", "rules", str(ALERTS))
     promtool("test", "rules", "alerts_test.yml", at=ALERTS.parent)
-    promtool("check", "config", "prometheus.yml", at=ALERTS.parent)
+    for name in ("prometheus.yml", "compose.yml"):
+        promtool("check", "config", name, at=ALERTS.parent)
 
 
 def test_each_alert_has_its_entry_in_the_runbook() -> None:
