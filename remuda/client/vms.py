@@ -45,6 +45,8 @@ class VmInfo:
     image: str = ""
     cores: int | None = None
     uptime_s: float | None = None
+    offer: str = ""
+    price: float | None = None
     transferred_files: int = 0
     transferred_bytes: int = 0
     ready: bool = False

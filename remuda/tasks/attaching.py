@@ -10,16 +10,16 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from remuda.errors import IllegalTransition, ProviderError, RemudaError, VmUnreachable
-from remuda.models import calls, collect, query, starting, watches
+from remuda.errors import BadInput, IllegalTransition, ProviderError, RemudaError, VmUnreachable
+from remuda.models import calls, collect, machines, starting, watches
 from remuda.models.exits import lock_journal
 from remuda.models.states import VmState
 from remuda.models.vm_life import lock_vms, move_vm
 from remuda.tasks import logs, messages, recording
 from remuda.tasks.links import vm_address
+from remuda.tasks.providing import provider_of
 from remuda.tasks.runtime import Runtime
 from remuda.workers.channel import Channel
-from remuda.workers.providers import get_provider
 
 log = logging.getLogger(__name__)
 _PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0)
@@ -208,20 +208,16 @@ def relieve(runtime: Runtime, row: Mapping[str, Any], channel: Channel) -> None:
 
 def is_gone(runtime: Runtime, row: Mapping[str, Any]) -> bool:
     """Return whether the provider says that the VM no longer runs; not knowing is False."""
-    kind, settings = runtime.transact(lambda c: _provider_of(c, row["pool_id"]))
+    vm = runtime.transact(lambda c: machines.vm_with_pool(c, row["id"]))
+    if vm is None:
+        return True
     try:
-        provider = get_provider(kind, runtime.settings, settings)
-        described = provider.describe([row["provider_id"]])
-    except ProviderError as error:
-        log.warning("the provider %s does not answer: %s", kind, error)
+        described = provider_of(runtime, vm).describe([row["provider_id"]])
+    except (ProviderError, BadInput) as error:
+        log.warning("the provider %s does not answer: %s", vm["provider"], error)
         return False
     found = described.get(row["provider_id"])
     return found is None or found.state in ("gone", "stopped")
-
-
-def _provider_of(connection: Connection, pool_id: int) -> tuple[str, Mapping[str, Any]]:
-    pool = query.pool_row(connection, pool_id)
-    return pool["provider"], pool["settings"]
 
 
 def vanish(runtime: Runtime, vm_id: int, why: str) -> None:

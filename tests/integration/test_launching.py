@@ -10,6 +10,7 @@ import pytest
 from remuda import Client
 from remuda.errors import BadInput, TransientProviderError, UnknownPool
 from remuda.models import images, launches, machines
+from remuda.tasks.attaching import is_gone
 from remuda.tasks.machines import terminate_vm
 from remuda.testing import NoopProvider, world
 from tests.integration.yard import Yard, yard
@@ -319,3 +320,14 @@ def test_a_client_says_offers_and_sees_what_became_of_them(yard: Yard) -> None:
         assert client.pool("herd").offers == [{"name": "us"}]
         with pytest.raises(UnknownPool):
             client.pool("hooked")
+
+
+def test_a_vm_is_looked_for_where_its_offer_is(yard: Yard) -> None:
+    elsewhere = {"name": "eu", "settings": {"provider_faults": {}}}
+    yard.pool({"describe": ["half"] * 9}, offers=[elsewhere])
+    [vm] = yard.vms()
+    found = yard.launch(vm)
+    assert found["state"] == "RUNNING"
+    assert not is_gone(yard.runtime, found)
+    world().vanish(found["provider_id"])
+    assert is_gone(yard.runtime, found)
