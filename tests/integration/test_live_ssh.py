@@ -90,6 +90,8 @@ def test_the_way_is_the_workers() -> None:
         host_key="ssh-ed25519 AAAA",
         jump="bob@gate:22,inner",
     )
+    login = shells.ssh_command(host, "", known_hosts="/tmp/known", terminal=True)
+    assert login[-2:] == ["--", "10.0.0.5"]
     line = shells.ssh_command(host, "true", known_hosts="/tmp/known", terminal=False)
     assert line[-3:] == ["--", "10.0.0.5", "true"]
     assert line[line.index("-p") + 1] == "2222"
@@ -101,3 +103,27 @@ def test_the_way_is_the_workers() -> None:
     assert proxy.endswith("-W '[%h]:%p' -- inner")
     assert "-l bob" in proxy
     assert "[%%h]:%%p" in proxy
+
+
+def test_a_leased_host_is_reached_as_its_pool_says(system: System, sshd: Sshd) -> None:
+    """A lease tells user, port, key and pinned host key, and `vm ssh` goes by them."""
+    entry = sshd.entry(cores=1)
+    with system.client() as client:
+        pool = client.create_pool("lab", provider="static", settings={"hosts": [entry]})
+        pool.submit()
+        with client.acquire(pools=["lab"], timeout=50) as lease:
+            told = {name: getattr(lease.vm, name) for name in ("address", "port", "key_file")}
+            assert told == {name: entry[name] for name in told}
+            assert lease.vm.host_key == entry["host_key"]
+            line = [sys.executable, "-m", "remuda", "vm", "ssh", lease.vm.name]
+            for env in (system.environment, {**system.environment, "PATH": ""}):
+                done = subprocess.run(
+                    [*line, "--", "sh", "-c", "cat; exit 5"],
+                    env=env,
+                    input=b"hello",
+                    capture_output=True,
+                    check=False,
+                )
+                assert (done.returncode, done.stdout) == (5, b"hello")
+        pool.close()
+        pool.wait_closed(timeout_s=30)
