@@ -113,7 +113,9 @@ def attach(host: Host, home: str, *, timeout_s: float) -> socket.socket:
 
 
 def _enter(home: str) -> str:
-    return f"unset CDPATH; cd -- {shlex.quote(home)} 2>/dev/null || {{ echo; echo remuda-gone; exit 44; }}"
+    """Return what goes there, from $HOME if it is relative: where files are put, too."""
+    go = f"cd 2>/dev/null; cd -- {shlex.quote(home)} 2>/dev/null"
+    return f"unset CDPATH; {go} || {{ echo; echo remuda-gone; exit 44; }}"
 
 
 def _have() -> str:
