@@ -120,10 +120,11 @@ class Libvirtd:
                     os.chown(path, owner.pw_uid, owner.pw_gid)
             command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
             command += ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}"]
-            command += ["--clear-groups", "--"]
+            command += ["--clear-groups", "--pdeathsig", "KILL", "--"]
         else:
             command = ["unshare", "--user", "--map-current-user", "--pid", "--fork"]
             command += ["--kill-child", "--mount-proc", "--"]
+        command = ["setpriv", "--pdeathsig", "KILL", *command]  # should the tests be killed
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "sh", "-c", _AGAIN],

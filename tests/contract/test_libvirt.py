@@ -26,6 +26,7 @@ from tests.libvirtd import Libvirtd, libvirtd
 __all__ = ["libvirtd"]
 
 PROVIDER = "remuda.workers.providers.libvirt.provider"
+LAUNCH = "remuda.workers.providers.libvirt.launch"
 
 
 def spec(name: str = "vm-1", pool: str = "sim", **more: Any) -> VmSpec:
@@ -75,7 +76,7 @@ class TestVms(Libvirt):
         """After each step of a spawn."""
         for step in ("make_volumes", "_begin"):
             with monkeypatch.context() as patch:
-                patch.setattr(f"{PROVIDER}.{step}", crash)
+                patch.setattr(f"{LAUNCH}.{step}", crash)
                 with pytest.raises(KeyboardInterrupt):
                     provider.spawn(spec(), step)
                 with pytest.raises(KeyboardInterrupt):
@@ -111,7 +112,7 @@ class TestVms(Libvirt):
             make_volumes(*args, **more)  # as a slower worker does
             return made
 
-        monkeypatch.setattr(f"{PROVIDER}.make_volumes", ended)
+        monkeypatch.setattr(f"{LAUNCH}.make_volumes", ended)
         with pytest.raises(TransientProviderError, match="was terminated while it was made"):
             provider.spawn(spec(), "1")
         assert (provider.list(""), list(libvirtd.store.iterdir())) == ([], [])
@@ -192,8 +193,8 @@ class TestWhatGoesWrong(Libvirt):
     def test_where_kvm_does_not_work_vms_are_emulated(
         self, provider: Provider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(f"{PROVIDER}._without_kvm", {})
-        monkeypatch.setattr(f"{PROVIDER}._kvm_is_offered", lambda _: True)
+        monkeypatch.setattr(f"{LAUNCH}._without_kvm", {})
+        monkeypatch.setattr(f"{LAUNCH}._kvm_is_offered", lambda _: True)
         vm_id = provider.spawn(spec(), "1")
         assert provider.describe([vm_id])[vm_id].state == "running"
         provider.terminate(vm_id)

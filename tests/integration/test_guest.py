@@ -95,10 +95,10 @@ def guest(request: pytest.FixtureRequest, guests: dict[str, Guest]) -> Guest:
 
 @pytest.fixture
 def line(guest: Guest) -> Iterator[Line]:
-    line = guest.line()
-    yield line
-    with contextlib.suppress(OSError):
-        line.close()
+    yield guest.line()
+    while guest.lines:
+        with contextlib.suppress(OSError):
+            guest.lines.pop().close()
 
 
 def python(text: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ crash leaves behind, `list` shows the domain it belongs to.
 from __future__ import annotations
 
 import builtins
-import logging
 import re
 import threading
 import time
@@ -15,40 +14,33 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from remuda.config import Settings
-from remuda.errors import BadInput, ImageError, PermanentProviderError, TransientProviderError
+from remuda.errors import BadInput, ImageError, PermanentProviderError
 from remuda.guests import GuestSettings, guests_of
 from remuda.workers.providers.base import Provider, VmDescription, VmSpec, VmState
 from remuda.workers.providers.firstboot import PoolKey, address_of, read_key, user_data
 from remuda.workers.providers.libvirt.hypervisor import (
-    code_of,
     hypervisor,
     libvirt,
     monitor,
     unless,
 )
+from remuda.workers.providers.libvirt.launch import Launch
 from remuda.workers.providers.libvirt.machine import (
     NAMESPACE,
     About,
     about_of,
-    domain_xml,
     forwarded_port,
-    machine_of,
 )
 from remuda.workers.providers.libvirt.seed import seed_image
-from remuda.workers.providers.libvirt.volumes import make_volumes, remove_volumes, storage_of
+from remuda.workers.providers.libvirt.volumes import remove_volumes, storage_of
 
 __all__ = ["LibvirtProvider"]
 
-log = logging.getLogger(__name__)
 SPAWN_S = 120.0  # to make the disks and start the emulator; the boot itself is not waited for
 LOOK_S = 30.0
 END_S = 90.0  # libvirt itself gives an emulator that does not end 30 s
-RACE_S = 15.0  # for another worker, which makes the same VM, to be done with its disk
 ENDING_S = 2.0  # between the end of an emulator and libvirt's knowing of it
-KVM_AGAIN_S = 600.0  # for so long KVM is not tried again where it did not work
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-_without_kvm: dict[str, float] = {}  # URI: since when, on the monotonic clock
 
 
 class LibvirtProvider(Provider):
@@ -70,15 +62,16 @@ class LibvirtProvider(Provider):
 
     def spawn(self, spec: VmSpec, token: str) -> str:
         """Define the domain, make its disks, start it; returns when its emulator runs."""
-        if self._given is None:
+        guests = self._given
+        if guests is None:
             return self.of_pool(spec.settings).spawn(spec, token)
         about = About(spec.pool, token)
         try:
-            image = self._given.image(spec.image)
+            image = guests.image(spec.image)
         except BadInput as error:
             raise ImageError(error.message, hint=error.hint) from error
-        key = read_key(self._given.key_file)
-        data = user_data(key, token, user=self._given.user, hostname=spec.name)
+        key = read_key(guests.key_file)
+        data = user_data(key, token, user=guests.user, hostname=spec.name)
         try:
             seed = seed_image(data, instance_id=about.uuid, hostname=spec.name)
         except ImportError as error:
@@ -87,10 +80,9 @@ class LibvirtProvider(Provider):
             ) from error
 
         def work(connection: Any) -> None:
-            launch = _Launch(connection, spec, about, self._given, image, seed)
-            launch.run()
+            Launch(connection, spec, about, guests=guests, image=image, seed=seed).run()
 
-        hypervisor(self._given.uri, work, deadline_s=SPAWN_S)
+        hypervisor(guests.uri, work, deadline_s=SPAWN_S)
         return about.uuid
 
     def describe(self, ids: Iterable[str]) -> dict[str, VmDescription]:
@@ -150,91 +142,6 @@ class LibvirtProvider(Provider):
         if self._given is None:
             raise PermanentProviderError("the libvirt provider needs the settings of a pool")
         return self._given
-
-
-class _Launch:
-    """One VM on its way up; each step does what is still missing, so it may be repeated and raced."""
-
-    def __init__(
-        self, connection: Any, spec: VmSpec, about: About, guests: Any, image: Any, seed: bytes
-    ) -> None:
-        self.connection, self.spec, self.about = connection, spec, about
-        self.guests, self.image, self.seed = guests, image, seed
-
-    def run(self) -> None:
-        with unless("NO_DOMAIN"):
-            if self.connection.lookupByUUIDString(self.about.uuid).isActive():
-                return
-        accels = self._accels()
-        for accel in accels:
-            try:
-                self._start(accel)
-            except libvirt().libvirtError as error:
-                if accel == accels[-1]:
-                    raise
-                log.warning("no KVM at %s, emulation is tried: %s", self.guests.uri, error)
-            else:
-                if accel != accels[0]:
-                    _without_kvm[self.guests.uri] = time.monotonic()
-                return
-
-    def _accels(self) -> builtins.list[str]:
-        """Return what to try, in order. Where KVM is not even said to work it is not tried."""
-        if self.guests.accel != "auto":
-            return [self.guests.accel]
-        if time.monotonic() - _without_kvm.get(self.guests.uri, float("-inf")) < KVM_AGAIN_S:
-            return ["tcg"]
-        return ["kvm", "tcg"] if _kvm_is_offered(self.connection) else ["tcg"]
-
-    def _start(self, accel: str) -> None:
-        storage = storage_of(self.connection, self.guests)
-        domain = self.connection.defineXML(
-            domain_xml(
-                self.spec,
-                self.about,
-                self.guests,
-                self.image,
-                accel=accel,
-                architecture=self.connection.getInfo()[0],
-                storage=storage.name(),
-            )
-        )
-        args = (self.connection, storage, self.about, self.guests, self.image)
-        mine = make_volumes(*args, seed=self.seed)
-        if not _begin(domain, patience_s=0 if mine else RACE_S):
-            remove_volumes(storage, self.about)
-            raise TransientProviderError(f"VM {self.spec.name} was terminated while it was made")
-
-
-def _begin(domain: Any, *, patience_s: float) -> bool:
-    """Start a domain, if it does not run; False if it is gone.
-
-    For `patience_s` it is tried again, as somebody else may still be making its disk.
-    """
-    deadline = time.monotonic() + patience_s
-    pause = threading.Event()  # never set
-    while True:
-        try:
-            domain.create()
-            return True
-        except libvirt().libvirtError as error:
-            if code_of(error) == "NO_DOMAIN":
-                return False
-            if code_of(error) == "OPERATION_INVALID" and domain.isActive():
-                return True
-            if time.monotonic() >= deadline:
-                raise
-        pause.wait(0.2)
-
-
-def _kvm_is_offered(connection: Any) -> bool:
-    """Return whether libvirt says that there is KVM, which does not mean that anything boots."""
-    architecture = connection.getInfo()[0]
-    try:
-        connection.getDomainCapabilities(None, architecture, machine_of(architecture), "kvm")
-    except libvirt().libvirtError:
-        return False
-    return True
 
 
 def _about(domain: Any) -> About | None:
