@@ -12,6 +12,7 @@ from remuda.constraints import tags_of
 from remuda.errors import BadInput
 from remuda.kinds import BACKENDS, PROVIDERS, find_kind
 from remuda.models.pool_life import SETTABLE
+from remuda.models.states import NO_BACKEND
 from remuda.offers import offer_row, offers_of
 from remuda.retries import retry_of, retry_row
 from remuda.spec import MAX_GPUS, MAX_MEMORY_BYTES, JobSpec
@@ -42,7 +43,8 @@ def kind(what: str, value: Any) -> str:
 
 def installed(providers: Sequence[str], backend: str) -> None:
     """Refuse a provider or backend that this machine does not have; raises BadInput."""
-    for group, name in (*((PROVIDERS, provider) for provider in providers), (BACKENDS, backend)):
+    backends = [(BACKENDS, backend)] if backend != NO_BACKEND else []
+    for group, name in (*((PROVIDERS, provider) for provider in providers), *backends):
         try:
             find_kind(group, name)
         except BadInput as error:

@@ -164,8 +164,8 @@ class TestHooks:
             ("10.0.0.5", {"address": "10.0.0.5", "user": "root", "port": 2222}),
             ("vm5.example.org\n", {"address": "vm5.example.org", "user": "root", "port": 2222}),
             ("::ffff:10.0.0.5", {"address": "10.0.0.5", "user": "root", "port": 2222}),
-            ("address=h\nport=22\nrack=b\n", {"address": "h", "port": 22, "data": {"rack": "b"}}),
-            ('{"address": "h", "rack": [1]}', {"address": "h", "data": {"rack": [1]}}),
+            ("address=h\nport=22\nrack=b\n", {"address": "h", "port": 22, "data": None}),
+            ('{"address": "h", "rack": [1]}', {"address": "h", "rack": None}),
             ('{"token": "x"}', {"data": {"token": "x"}}),
             ("", {}),
         ],
@@ -174,7 +174,7 @@ class TestHooks:
         login = {"user": "root", "port": 2222}
         found = place_of(told_by(printed), name="vm", login=login, home=".remuda/vm")
         assert {key: found.get(key) for key in address} == address
-        assert found["name"] == "vm"
+        assert found.get("name") == (None if "address" in address else "vm")
         assert found.get("home") == (".remuda/vm" if "address" in address else None)
 
     def test_it_is_told_of_the_vm(self, settings: Settings, hooks: dict[str, Any]) -> None:
@@ -182,7 +182,6 @@ class TestHooks:
         provider = get_provider("command", settings, told)
         vm_id = provider.spawn(spec(), "1")
         assert provider.describe([vm_id])[vm_id].address == {
-            "name": vm_id,
             "address": "10.0.0.0",
             "user": "root",
             "home": f".remuda/{vm_id}",

@@ -59,12 +59,11 @@ def told_by(printed: str) -> dict[str, Any]:
 def place_of(
     told: Mapping[str, Any], *, name: str, login: Mapping[str, Any], home: str
 ) -> dict[str, Any]:
-    """Return a VM's address: how to log in to it if the hook told where it is, and all it told."""
-    place: dict[str, Any] = {"name": name}
+    """Return a VM's address: how to log in to it, or else its name and all that the hook told."""
     if told.get("address"):
-        place |= {"home": home, **login, **{key: told[key] for key in _LOGIN if key in told}}
-    data = {key: value for key, value in told.items() if key not in (*_LOGIN, *_IPS)}
-    return {**place, "data": data} if data else place
+        return {"home": home, **login, **{key: told[key] for key in _LOGIN if key in told}}
+    data = {key: value for key, value in told.items() if key not in _IPS}
+    return {"name": name, "data": data} if data else {"name": name}
 
 
 def names_of(printed: str) -> list[str]:

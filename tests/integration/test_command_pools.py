@@ -1,7 +1,8 @@
-"""Pools of what runs no jobs: made by hooks, leased, given back, deleted; no runner ever there."""
+"""Pools made by hooks: of VMs reached by SSH, and of what runs no jobs and is only leased."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from remuda import Client, JobSpec, NoResources
 from remuda.errors import BadInput
 from remuda.models import vm_life, watches
 from remuda.tasks.machines import terminate_vm
+from remuda.workers.onvm.commands import stop
 from tests.integration.yard import Yard, yard
+from tests.sshd import running_sshd
 
 __all__ = ["yard"]
 
@@ -47,3 +50,27 @@ def test_a_board_from_its_hook_to_its_end(yard: Yard, tmp_path: Path) -> None:
         yard.sql("UPDATE vms SET state = 'STOPPING'")
         assert terminate_vm(runtime, vm)
         assert not (tmp_path / name).exists()
+
+
+def test_a_vm_from_a_hook_is_reached_by_ssh(yard: Yard, tmp_path: Path) -> None:
+    """What cmd_new prints is enough: the runner is brought there, and answers."""
+    with running_sshd() as host:
+        host.kill()  # a session is to begin in its home, as it does on a machine of its own
+        host.configure('ForceCommand cd; eval "$SSH_ORIGINAL_COMMAND"')
+        host.start()
+        (tmp_path / "told").write_text(json.dumps(host.entry()))
+        hooks = {"cmd_new": f"cat {tmp_path}/told", "cmd_delete": "true"}
+        with Client(yard.runtime.settings, owner="alice") as client:
+            pool = client.create_pool("hosts", provider="command", settings=hooks)
+            pool.submit()
+            assert pool.info()["backend"] == "ssh"
+            yard.pool_id = pool.id
+        [vm] = yard.vms()
+        found = yard.launch(vm)
+        assert (found["state"], found["error"]) == ("RUNNING", None)
+        assert found["facts"]["python"]
+        home = host.home / found["address"]["home"]
+        assert (home / "runner.json").exists()
+        yard.sql("UPDATE vms SET state = 'STOPPING'")
+        assert terminate_vm(yard.runtime, vm)
+        stop(str(home))  # a real machine would be gone
