@@ -15,15 +15,34 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from remuda.errors import ConfigError, DataStagingError, OutputNotAvailable, RemudaError
-from remuda.files import trouble
+from remuda.files import PIECE, trouble
+from remuda.reading import (
+    HttpSource,
+    ObjectSource,
+    Reader,
+    SftpSource,
+    Source,
+    passing,
+    persistent,
+)
 from remuda.spec_files import SCHEMES
 
-__all__ = ["file_system", "open_url", "pull", "push", "size_of", "validate_urls", "version_of"]
+__all__ = [
+    "file_system",
+    "open_url",
+    "pull",
+    "push",
+    "reader_of",
+    "size_of",
+    "validate_urls",
+    "version_of",
+]
 
 PART_BYTES = 8 << 20  # of a large upload or download; a few are in memory at once
 MOST_PARTS = 9000
 CONNECT_S = 30.0
 SILENCE_S = 60.0
+S3_TRIES = 9  # of each request: about as long as PAUSES_S are together
 _UNVERSIONED_S = 60.0  # how long content that bears no mark of its version is taken for the same
 
 
@@ -50,7 +69,7 @@ def file_system(url: str) -> Any:
     try:
         kind: Any = _sftp() if scheme == "sftp" else fsspec.get_filesystem_class(scheme)
         with _told(url):
-            return kind(**kind._get_kwargs_from_urls(url), **_options(scheme))
+            system = kind(**kind._get_kwargs_from_urls(url), **_options(scheme))
     except ImportError as error:
         raise ConfigError(
             f"files at {scheme}:// need a package that is not installed: {error}",
@@ -58,6 +77,10 @@ def file_system(url: str) -> Any:
         ) from None
     except ValueError as error:
         raise ConfigError(f"{shown_url(url)}: {error}") from None
+
+    if scheme == "s3":
+        system.retries = S3_TRIES
+    return system
 
 
 def open_url(url: str) -> BinaryIO:
@@ -69,14 +92,42 @@ def open_url(url: str) -> BinaryIO:
 
 def pull(url: str, target: str | os.PathLike[str]) -> None:
     """Copy the file at a URL to a local path, in pieces."""
-    system = file_system(url)
-    with _told(url):
-        system.get_file(system._strip_protocol(url), os.fspath(target))
+    with reader_of(url) as reader, open(target, "wb") as file:
+        while True:
+            with _told(url):
+                piece = reader.read(PIECE)
+            if not piece:
+                return
+            file.write(piece)
+
+
+def reader_of(url: str) -> Reader:
+    """Return a reader of the file at a URL: what breaks off is gone on with, within its budget."""
+
+    def opened(at: int, mark: Any) -> Source:
+        system = file_system(url)
+        path = system._strip_protocol(url)
+        if url.startswith("http"):
+            return HttpSource(system, path, at, mark)
+        kind = SftpSource if url.startswith("sftp:") else ObjectSource
+        return kind(system, path, at)
+
+    return Reader(opened)
 
 
 def push(path: str | os.PathLike[str], url: str, *, system: Any = None) -> None:
-    """Put a local file at a URL, in pieces; it appears when it is complete."""
-    system = system or file_system(url)
+    """Put a local file at a URL, in pieces; it appears when it is complete.
+
+    What breaks off is tried again, within a budget: each part of its own at s3 and gs, what is
+    missing over sftp, all of it over http.
+    """
+    aside = f".{os.urandom(6).hex()}.part"
+    given = [system] if system else []
+    with _told(url):
+        persistent(lambda: _push(path, url, given.pop() if given else file_system(url), aside))
+
+
+def _push(path: str | os.PathLike[str], url: str, system: Any, aside: str) -> None:
     scheme = url.partition("://")[0]
     more: dict[str, Any] = {}
     if scheme in ("s3", "gs"):
@@ -85,11 +136,12 @@ def push(path: str | os.PathLike[str], url: str, *, system: Any = None) -> None:
         more["chunksize"] = max(PART_BYTES, -(-least // step) * step)
     elif scheme in ("http", "https"):
         more["method"] = "put"
-    with _told(url):
-        to = system._strip_protocol(url)
-        if scheme not in ("s3", "gs", "http", "https"):
-            system.makedirs(system._parent(to), exist_ok=True)
-        system.put_file(os.fspath(path), to, **more)
+    to = system._strip_protocol(url)
+    if scheme == "sftp":
+        more["aside"] = aside
+    if scheme not in ("s3", "gs", "http", "https"):
+        system.makedirs(system._parent(to), exist_ok=True)
+    system.put_file(os.fspath(path), to, **more)
 
 
 def size_of(url: str, *, system: Any = None) -> int:
@@ -219,15 +271,24 @@ def _sftp() -> Any:
             self.ftp = self.client.open_sftp()
             self.ftp.get_channel().settimeout(SILENCE_S)
 
-        def put_file(self, lpath: str, rpath: str, **_: Any) -> None:
+        def put_file(self, lpath: str, rpath: str, *, aside: str = ".part", **_: Any) -> None:
+            """Go on with `aside`, added to the name, where an earlier call broke off."""
             path = self._strip_protocol(rpath)
-            aside = f"{path}.{os.urandom(6).hex()}.part"
+            new = path + aside
             try:
-                self.ftp.put(lpath, aside)
-                self.ftp.posix_rename(aside, path)
-            except BaseException:
-                if self.exists(aside):
-                    self.ftp.remove(aside)
+                done = self.ftp.stat(new).st_size if self.exists(new) else 0
+                with open(lpath, "rb") as source, self.ftp.open(new, "r+b" if done else "wb") as to:
+                    source.seek(done)
+                    to.seek(done)
+                    to.set_pipelined(True)
+                    while piece := source.read(PIECE):
+                        to.write(piece)
+                if self.ftp.stat(new).st_size != os.path.getsize(lpath):
+                    raise EOFError("the server has not all of the file")
+                self.ftp.posix_rename(new, path)
+            except Exception as error:
+                if not passing(error) and self.exists(new):
+                    self.ftp.remove(new)
                 raise
 
         def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:

@@ -1,13 +1,17 @@
-"""Object stores for tests: moto's S3 server, in a process of its own."""
+"""Object stores for tests, in processes of their own: moto's S3 server, an emulator of Google's."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+
+from tests.sshd import free_port
+from tests.unit.vm import wait_until
 
 # What S3's libraries read of the environment.
 KEYS = {
@@ -74,3 +78,38 @@ def s3_server() -> Iterator[str]:
         bucket = f"bucket-{uuid.uuid4().hex[:8]}"
         fsspec.filesystem("s3").mkdir(bucket)
         yield f"s3://{bucket}"
+
+
+@contextlib.contextmanager
+def gs_server() -> Iterator[str]:
+    """Start an emulator of Google Cloud Storage, as `s3_server` does; yield the URL of a bucket."""
+    port = free_port()
+    words = ["start", "--host", "127.0.0.1", "--port", str(port), "--in-memory"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "gcp_storage_emulator", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        # Who speaks to an emulator needs no credentials, and it knows but one kind of bucket.
+        found = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}", "NO_GCE_CHECK": "true"}
+        with environment(**found, GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false"):
+            wait_until(lambda: _listens(port), "the emulator listens")
+            import fsspec
+
+            fsspec.get_filesystem_class("gs").clear_instance_cache()
+            bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+            fsspec.filesystem("gs").mkdir(bucket)
+            yield f"gs://{bucket}"
+    finally:
+        server.kill()
+        server.wait(10)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from remuda.errors import DataStagingError
 from remuda.files import trouble
-from remuda.stores import open_url, version_of
+from remuda.stores import reader_of, version_of
 from remuda.workers.backends.base import InputFile
 
 __all__ = ["Content"]
@@ -37,19 +37,17 @@ class Content:
         self.key = self.sha256 or hashlib.sha256(f"{url}\n{self._mark}".encode()).hexdigest()
 
     def opened(self, at: int) -> BinaryIO:
-        """Open it, from an offset on."""
+        """Open it, from an offset on; what breaks off is gone on with."""
         local = self._local()
+        if not local:
+            reader = reader_of(self._url)
+            reader.seek(at)
+            return cast("BinaryIO", reader)
         try:
-            # closed by who asked for it
-            stream = open(local, "rb") if local else open_url(self._url)  # noqa: SIM115
+            stream = open(local, "rb")  # noqa: SIM115 (closed by who asked for it)
         except OSError as error:
             raise trouble(f"input {self._name!r}", error) from error
-        try:
-            if at:
-                stream.seek(at)
-        except Exception as error:  # each kind of storage has its own
-            stream.close()
-            raise DataStagingError(f"input {self._name!r} has no byte {at}: {error}") from error
+        stream.seek(at)
         return stream
 
     def check(self) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from remuda import stores
+from remuda import reading, stores
 from remuda.errors import DataStagingError, OutputNotAvailable
 from remuda.storage import Storage
+from tests.cutting import Cutting
 from tests.sshd import Sshd, sshd
 
 __all__ = ["sshd"]
@@ -68,3 +69,29 @@ def test_an_unknown_host_is_refused(url: str, sshd: Sshd, tmp_path: Path) -> Non
         with pytest.raises(DataStagingError):
             stores.pull(f"{url}/x", tmp_path / "x")
     assert "Accepted" not in sshd.log()
+
+
+def test_a_broken_line_is_gone_on_with(
+    url: str, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways, where it broke, over a new connection."""
+    monkeypatch.setattr(reading, "PAUSES_S", (0.01,) * 3)
+    config = tmp_path / "me" / ".ssh" / "config"
+    known = tmp_path / "me" / ".ssh" / "known_hosts"
+    data = os.urandom(12 << 20)
+    (tmp_path / "x").write_bytes(data)
+    with Cutting() as cutting:
+        cutting.to = sshd.port
+        config.write_text(config.read_text().replace(f"Port {sshd.port}", f"Port {cutting.port}"))
+        known.write_text(f"[{sshd.address}]:{cutting.port} {sshd.host_key}\n")
+        cutting.cut(up_after=6 << 20)
+        stores.push(tmp_path / "x", f"{url}/x")
+        assert (sshd.home / "x").read_bytes() == data
+        assert [path.name for path in sshd.home.iterdir() if "x" in path.name] == ["x"]
+        assert cutting.cuts == 1
+        assert cutting.up < len(data) + (4 << 20)
+        cutting.cut(down_after=6 << 20)
+        stores.pull(f"{url}/x", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == data
+        assert cutting.cuts == 2
+        assert cutting.down < len(data) + (6 << 20)

@@ -55,7 +55,8 @@ def test_a_thousand_jobs_with_one_input(sshd: Sshd, tmp_path: Path, sent: list[s
     channel = vm.connect()
     del sent[:]  # the runner
     file = an_input(tmp_path, "data", 20_000)
-    jobs = [StartJob(n, n, 1, ("test", "-s", "data"), inputs=(file,)) for n in range(1, 1001)]
+    command = ("cmp", "data", str(tmp_path / "data"))
+    jobs = [StartJob(n, n, 1, command, inputs=(file,)) for n in range(1, 1001)]
     with ThreadPoolExecutor(4) as pool:
         parts = [jobs[i::4] for i in range(4)]
         list(pool.map(lambda part: vm.backend.submit_jobs(channel, vm.vm, part, floor=1), parts))

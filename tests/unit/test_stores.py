@@ -14,10 +14,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from remuda import stores
+from remuda import reading, stores
 from remuda.errors import ConfigError, DataStagingError, OutputNotAvailable
 from remuda.storage import Storage, validate_urls
-from tests.stores import s3_server
+from tests.stores import gs_server, s3_server
 
 SECRET = "X-Amz-Signature=very-secret"
 
@@ -27,6 +27,19 @@ def s3() -> Iterator[str]:
     """The URL of a new bucket."""
     with s3_server() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def gs() -> Iterator[str]:
+    """The URL of a new bucket."""
+    with gs_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request: pytest.FixtureRequest) -> str:
+    """The URL of a bucket at one kind of store after the other."""
+    return str(request.getfixturevalue(request.param))
 
 
 class Web:
@@ -73,6 +86,12 @@ class Web:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails is tried again at once."""
+    monkeypatch.setattr(reading, "PAUSES_S", (0.0,) * 3)
 
 
 @pytest.fixture
@@ -173,8 +192,8 @@ def test_no_host_key_is_believed_for_sftp(tmp_path: Path) -> None:
             stores.pull(f"sftp://me@127.0.0.1:{port}/x", tmp_path / "x")
 
 
-def test_the_storage_in_a_bucket(s3: str, tmp_path: Path) -> None:
-    storage = Storage(f"{s3}/deep/storage")
+def test_the_storage_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    storage = Storage(f"{bucket}/deep/storage")
     source = tmp_path / "source"
     data = os.urandom(20 << 20)  # in several parts
     source.write_bytes(data)
@@ -195,7 +214,7 @@ def test_the_storage_in_a_bucket(s3: str, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         _write_and_fail(storage, key)
     assert storage.read(storage.url(key)) == b"second"
-    for url in (storage.url("jobs/none"), "s3://no-such-bucket/x"):
+    for url in (storage.url("jobs/none"), f"{bucket}-none/x"):
         with pytest.raises(OutputNotAvailable):
             storage.download(url, tmp_path / "none")
     with pytest.raises(DataStagingError, match="damaged"):
@@ -209,10 +228,10 @@ def _write_and_fail(storage: Storage, key: str) -> None:
         raise RuntimeError
 
 
-def test_objects_have_versions(s3: str, tmp_path: Path) -> None:
+def test_objects_have_versions(bucket: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_text("one")
-    stores.push(tmp_path / "x", f"{s3}/v/x")
-    first = stores.version_of(f"{s3}/v/x")
+    stores.push(tmp_path / "x", f"{bucket}/v/x")
+    first = stores.version_of(f"{bucket}/v/x")
     (tmp_path / "x").write_text("two")
-    stores.push(tmp_path / "x", f"{s3}/v/x")
-    assert stores.version_of(f"{s3}/v/x") != first
+    stores.push(tmp_path / "x", f"{bucket}/v/x")
+    assert stores.version_of(f"{bucket}/v/x") != first
