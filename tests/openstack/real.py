@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import sys
 import tempfile
 import threading
@@ -87,9 +88,11 @@ class ServedNova(integrated_helpers._IntegratedTestBase):  # type: ignore[misc]
 if __name__ == "__main__":
     OUT = os.dup(1)
     os.environ["OS_TEST_TIMEOUT"] = "0"
-    os.chdir(tempfile.mkdtemp(prefix="remuda-nova-"))
+    folder = tempfile.mkdtemp(prefix="remuda-nova-")
+    os.chdir(folder)
     case = ServedNova()
     result = case.run()
     for _, text in [*result.errors, *result.failures]:
         print(text, file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(0 if result.wasSuccessful() else 1)
