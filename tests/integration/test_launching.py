@@ -194,7 +194,7 @@ def test_a_vm_that_is_gone_before_it_runs_is_given_up(yard: Yard) -> None:
     world().vanish(yard.vm(vm)["provider_id"])
     yard.due()
     assert yard.launch(vm)["state"] == "STOPPING"
-    assert "gone" in yard.the_pool["message"]
+    assert "the VM has ended" in yard.the_pool["message"]
 
 
 def test_a_provider_that_is_down_is_no_reason_to_give_anything_up(yard: Yard) -> None:
