@@ -40,6 +40,21 @@ def vm_with_pool(connection: Connection, vm_id: int) -> Mapping[str, Any] | None
     return found[0] if found else None
 
 
+def provider_ids_of(
+    connection: Connection, vm_ids: Sequence[int], pool_id: int, offer: str
+) -> list[str]:
+    """Return what their provider calls those of the VMs that are of the pool and offer."""
+    found = rows(
+        connection,
+        """SELECT DISTINCT provider_id FROM vms WHERE id = ANY(:ids) AND pool_id = :pool
+             AND offer = :offer AND provider_id IS NOT NULL ORDER BY 1""",
+        ids=list(vm_ids),
+        pool=pool_id,
+        offer=offer,
+    )
+    return [row["provider_id"] for row in found]
+
+
 def has_token(connection: Connection, vm_id: int, token: str) -> bool:
     """Lock the VM's row and return whether this is its token still."""
     found = connection.scalar(

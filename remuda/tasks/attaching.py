@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sqlalchemy import Connection
 
-from remuda.errors import BadInput, IllegalTransition, ProviderError, RemudaError, VmUnreachable
-from remuda.models import calls, collect, machines, starting, watches
+from remuda.errors import (
+    BadInput,
+    IllegalTransition,
+    InstanceNotFound,
+    ProviderError,
+    RemudaError,
+    VmUnreachable,
+)
+from remuda.models import calls, collect, starting, watches
 from remuda.models.exits import lock_journal
+from remuda.models.machines import provider_ids_of, vm_with_pool
 from remuda.models.states import VmState
 from remuda.models.vm_life import lock_vms, move_vm
 from remuda.tasks import logs, messages, recording
 from remuda.tasks.links import vm_address
-from remuda.tasks.providing import provider_of
+from remuda.tasks.providing import provider_for
 from remuda.tasks.runtime import Runtime
 from remuda.workers.channel import Channel
+from remuda.workers.vmpool import VMPool
 
 log = logging.getLogger(__name__)
+_VIEW_S = 0.5  # how long a provider's answer about a pool is good for the next of its VMs
+_Key = tuple[int, str]  # a pool's id, an offer's name
 _PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -39,6 +52,7 @@ class Attacher:
         self._heard = heard
         self._wake = wake
         self._stop = threading.Event()
+        self._views = Views(runtime)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="remuda-attach")
         self._busy: set[int] = set()
         self._lock = threading.Lock()
@@ -104,7 +118,9 @@ class Attacher:
             return True
         except VmUnreachable as error:
             log.info("VM %d does not answer: %s", vm_id, error, extra={"vm_id": vm_id})
-        if is_gone(runtime, rows[0]):
+        with self._lock:
+            lost = set(self._busy)
+        if self._views.is_gone(vm_id, lost):
             vanish(runtime, vm_id, "the VM is gone, or stopped, at the provider")
             self._wake("vm")
             return True
@@ -206,18 +222,51 @@ def relieve(runtime: Runtime, row: Mapping[str, Any], channel: Channel) -> None:
         )
 
 
-def is_gone(runtime: Runtime, row: Mapping[str, Any]) -> bool:
-    """Return whether the provider says that the VM no longer runs; not knowing is False."""
-    vm = runtime.transact(lambda c: machines.vm_with_pool(c, row["id"]))
-    if vm is None:
-        return True
-    try:
-        described = provider_of(runtime, vm).describe([row["provider_id"]])
-    except (ProviderError, BadInput) as error:
-        log.warning("the provider %s does not answer: %s", vm["provider"], error)
-        return False
-    found = described.get(row["provider_id"])
-    return found is None or found.state in ("gone", "stopped")
+class Views:
+    """What providers say of VMs whose channels broke, asked for in one call a pool.
+
+    When a network breaks, hundreds of channels do: they are one question a pool, not one a VM.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        """Know nothing yet."""
+        self._runtime = runtime
+        self._lock = threading.Lock()
+        self._locks: dict[_Key, threading.Lock] = defaultdict(threading.Lock)
+        self._views: dict[_Key, tuple[float, VMPool]] = {}
+
+    def is_gone(self, vm_id: int, lost: Iterable[int] = ()) -> bool:
+        """Return whether the provider says that the VM no longer runs; not knowing is False.
+
+        `lost`: VMs that are asked about next, if they are of its pool.
+        """
+        row = self._runtime.transact(lambda c: vm_with_pool(c, vm_id))
+        if row is None or row["provider_id"] is None:
+            return row is None
+        key = (row["pool_id"], row["offer"])
+        with self._lock:
+            lock = self._locks[key]  # of its own, so that a slow provider holds up no other
+        with lock:
+            try:
+                view = self._view(key, row, {vm_id, *lost})
+                if row["provider_id"] not in view:
+                    return False  # it is being ended already
+                return view.get_vm(row["provider_id"]).state == "stopped"
+            except InstanceNotFound:
+                return True
+            except (ProviderError, BadInput) as error:
+                log.warning("the provider %s does not answer: %s", row["provider"], error)
+                return False
+
+    def _view(self, key: _Key, row: Mapping[str, Any], lost: set[int]) -> VMPool:
+        asked_at, view = self._views.get(key, (0.0, None))
+        if view is None or time.monotonic() - asked_at > _VIEW_S:
+            runtime = self._runtime
+            provider = provider_for(runtime, row["provider"], row["settings"])
+            view = VMPool(row["pool_id"], provider, runtime.transact, offer=row["offer"])
+            view.describe(runtime.transact(lambda c: provider_ids_of(c, sorted(lost), *key)))
+            self._views[key] = time.monotonic(), view
+        return view
 
 
 def vanish(runtime: Runtime, vm_id: int, why: str) -> None:

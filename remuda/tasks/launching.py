@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -212,14 +211,10 @@ def _where(found: VmDescription) -> dict[str, Any]:
 
 
 def _ip(text: str | None) -> str | None:
-    if not text:
-        return None
     try:
-        ip = ipaddress.ip_address(text)
-    except ValueError:
-        raise TransientProviderError(f"the provider gives {text[:60]!r} for an IP") from None
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return str(mapped or ip)
+        return vm_life.ip_of("an IP", text) if text else None
+    except BadInput:
+        raise TransientProviderError(f"the provider gives {text!r:.60} for an IP") from None
 
 
 def _spec(row: Mapping[str, Any]) -> VmSpec:

@@ -10,7 +10,7 @@ import pytest
 from remuda import Client
 from remuda.errors import BadInput, TransientProviderError, UnknownPool
 from remuda.models import images, launches, machines
-from remuda.tasks.attaching import is_gone
+from remuda.tasks.attaching import Views
 from remuda.tasks.machines import terminate_vm
 from remuda.testing import NoopProvider, world
 from tests.integration.yard import Yard, yard
@@ -328,6 +328,6 @@ def test_a_vm_is_looked_for_where_its_offer_is(yard: Yard) -> None:
     [vm] = yard.vms()
     found = yard.launch(vm)
     assert found["state"] == "RUNNING"
-    assert not is_gone(yard.runtime, found)
+    assert not Views(yard.runtime).is_gone(vm)
     world().vanish(found["provider_id"])
-    assert is_gone(yard.runtime, found)
+    assert Views(yard.runtime).is_gone(vm)
