@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import random
 import shutil
@@ -73,76 +72,6 @@ def test_exits_and_boxes_survive_a_kill(vm: Vm) -> None:
     third = vm.serve().line()
     assert third.start(job(1, "true"), job(3, "true")) == {"1": "stale", "3": "exited"}
     vm.wait_boxes()
-
-
-def test_what_a_lost_attempt_wrote_is_kept_as_far_as_it_was_long(vm: Vm) -> None:
-    line = vm.serve().line()
-    line.start(job(1, "sh", "-c", "seq 50000; exec sleep 1000"), job(2, "sleep", "1000"))
-    line.started(2)
-    wait_until(lambda: (vm.home / "jobs" / "1.out").exists(), "long output")
-    vm.kill()
-    again = vm.serve().line()
-    entry = again.exit(1)
-    assert (entry["why"], entry["osp"], entry["box"]) == ("LOST", True, True)
-    kept = again.whole(1, "stdout")
-    assert len(kept) == entry["os"] > 0
-    assert kept == b"".join(b"%d\n" % n for n in range(1, 50001))[: len(kept)]
-    assert "box" not in again.exit(2)
-    again.ask("free", a=[1])
-    vm.wait_boxes()
-
-
-def test_what_a_lost_attempt_wrote_is_kept_however_short(vm: Vm) -> None:
-    """Both streams, several pieces; also when the second runner is killed before it told."""
-    script = (
-        "echo one; echo oh >&2; while [ ! -e more ]; do sleep 0.01; done; echo two; exec sleep 99"
-    )
-    line = vm.serve(3).line()
-    assert not (vm.home / "tape").exists()
-    line.run(9, "true")
-    assert not (vm.home / "tape").exists()
-    line.start(job(1, "sh", "-c", script, out=[["x", True]]), job(2, "sh", "-c", "sleep 99"))
-    line.wait_output(1)
-    (vm.home / "jobs" / "1" / "more").touch()
-    wait_until(lambda: line.whole(1, "stdout") == b"one\ntwo\n", "all of it")
-    vm.kill()
-    vm.serve(3)
-    vm.kill()
-    again = vm.serve(3).line()
-    entry = again.exit(1)
-    assert (entry["why"], output(entry), output(entry, "er")) == ("LOST", b"one\ntwo\n", b"oh\n")
-    assert (entry["os"], entry["es"], entry.get("osp")) == (8, 3, None)
-    assert "o" not in again.exit(2)
-    assert again.sh(3, "echo three")["why"] == "OK"
-
-
-def test_of_a_lost_attempts_huge_output_the_cut_is_marked(vm: Vm) -> None:
-    line = vm.serve().line()
-    limit = 1 << 20
-    line.start(job(1, "sh", "-c", "seq 1000000; echo end >&2; exec sleep 99", limit=limit))
-    wait_until(lambda: line.ask("peek", a=1, file="stderr")["size"], "all of it")
-    vm.kill()
-    again = vm.serve().line()
-    entry = again.exit(1)
-    kept = again.whole(1, "stdout")
-    whole = "".join(f"{n}\n" for n in range(1, 1000001)).encode()
-    begin, end, total = entry["cut"]["stdout"]
-    assert (total, len(kept)) == (len(whole), limit)
-    assert kept == b"%b\n[remuda: the middle of %d bytes was cut out here]\n%b" % (
-        whole[:begin], total, whole[end:],
-    )  # fmt: skip
-    assert vm.boxes() == ["1.out"]
-    for offset, at in (
-        (0, 0),
-        (begin - 1, begin - 1),
-        (begin, end),
-        (end - 1, end),
-        (total, total),
-    ):
-        answer = again.ask("peek", a=1, file="stdout", offset=offset, size=50, written=True)
-        data = base64.b64decode(answer["data"])
-        assert (answer["at"], data) == (at, whole[at : at + 50][: len(data)])
-        assert data or at == total
 
 
 def test_killed_at_any_instant_each_command_starts_at_most_once(vm: Vm, tmp_path: Path) -> None:
