@@ -6,7 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from remuda.client import Array, Client, Job, Lease, LeasedVm, Pool, Result, Usage, VmInfo
+    from remuda.client import (
+        Array,
+        Client,
+        Job,
+        Lease,
+        LeasedVm,
+        Pool,
+        Result,
+        UnownedMachine,
+        Usage,
+        VmInfo,
+    )
     from remuda.config import Settings, load_settings
     from remuda.dependencies import After
     from remuda.errors import (
@@ -68,6 +79,7 @@ __all__ = [
     "UnknownArray",
     "UnknownJob",
     "UnknownPool",
+    "UnownedMachine",
     "Usage",
     "VmInfo",
     "WaitTimeout",
@@ -84,6 +96,7 @@ _HOMES = {
         "LeasedVm",
         "Pool",
         "Result",
+        "UnownedMachine",
         "Usage",
         "VmInfo",
     },

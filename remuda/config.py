@@ -59,6 +59,12 @@ class Settings(BaseSettings):
     watch_ttl_s: float = Field(
         10.0, ge=1, le=600, description="how long a dead worker still holds a VM's watch"
     )
+    unowned_grace_s: float = Field(
+        60.0, ge=0, le=86400, description="how long a machine may have no row before it is ended"
+    )
+    loss_grace_s: float = Field(
+        300.0, ge=0, le=86400, description="until the loss of most of a pool at once is believed"
+    )
     heartbeat_retention_s: float = Field(30 * 86400.0, ge=60)
     event_retention_s: float = Field(365 * 86400.0, ge=3600)
     flower_events: Literal["auto", "on", "off"] = Field(

@@ -74,8 +74,12 @@ POOL = {
     "show": Entry("pool:show", "Show all about one pool."),
     "set": Entry("pool:set_", "Change settings of a pool."),
     "close": Entry("pool:close", "Close a pool: its VMs end after their jobs."),
-    "delete": Entry("pool:delete", "Delete a closed pool."),
     "resume": Entry("pool:resume", "Let a pool ask for VMs again at once."),
+    "update": Entry("pool_change:update", "Have a pool's VMs made of another image."),
+    "confirm-loss": Entry(
+        "pool_change:confirm_loss", "Believe that most of a frozen pool's VMs are gone."
+    ),
+    "delete": Entry("pool_change:delete", "Delete a closed pool."),
     "explain": Entry("pool:explain", "Say why a pool has the size it has."),
     "info": Entry("pool_info:info", "Keep keys and values of your own with a pool."),
 }
@@ -95,6 +99,9 @@ VM = {
     "ssh": Entry("vm_ssh:ssh", "Open a shell on a VM."),
     "drain": Entry("vm:drain", "Give VMs no new jobs; they end after their present ones."),
     "terminate": Entry("vm:terminate", "Terminate VMs."),
+    "reboot": Entry("vm_act:reboot", "Restart the machines of VMs."),
+    "interrupt": Entry("vm_act:interrupt", "Tell that VMs will be taken away."),
+    "leaks": Entry("vm_act:leaks", "List machines that no VM owns."),
 }
 
 LEASE = {

@@ -1,11 +1,11 @@
-"""`remuda pool`: create, look at, change, close and delete pools."""
+"""`remuda pool`: create, look at, change and close pools."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,9 @@ from remuda.cli.output import (
 from remuda.cli.pool_options import elastic_changes, elastic_of, fields_of, pool_options
 from remuda.cli.records import pool_record, pool_size
 from remuda.cli.types import DURATION_OR_ZERO, json_option
+
+if TYPE_CHECKING:
+    from remuda.client import Pool
 
 _COLUMNS = [
     Column("POOL", "name"),
@@ -163,7 +166,7 @@ def show(name: str, as_json: bool) -> None:
             ("memory per VM", format_size(record["memory_bytes_per_vm"])),
             ("GPUs per VM", record["gpus_per_vm"] or None),
             ("constants", sorted(record["constants"] or ())),
-            ("preparation", record["preparation"] and shlex.join(record["preparation"])),
+            ("preparation", _words(record["preparation"])),
             ("to prepare within", _only_with(record, "preparation", "preparation_timeout_s")),
             ("retry", _policy(record["retry"])),
             ("heartbeat", format_duration(record["heartbeat_s"])),
@@ -173,6 +176,18 @@ def show(name: str, as_json: bool) -> None:
             ("starting at once", record["max_starting"]),
             ("between two spawns", format_duration(record["spawn_interval_s"] or None)),
             ("no spawn before", record["paused_until"]),
+            ("architecture", record["architecture"]),
+            ("checked every", format_duration(record["check_interval_s"])),
+            ("failed checks allowed", record["max_check_fails"]),
+            ("free disk at least", format_size(record["min_free_disk_bytes"] or None)),
+            ("health command", _words(record["health_command"])),
+            ("VM age at most", format_duration(record["max_vm_age_s"])),
+            ("jobs per VM at most", record["max_jobs_per_vm"]),
+            ("dead-man timer", format_duration(record["dead_man_s"])),
+            ("dead-man command", _words(record["dead_man_command"])),
+            ("reboot command", _words(record["reboot_command"])),
+            ("rolling update", _rollout(pool) if record["rollout_max_unavailable"] else None),
+            ("frozen", record["frozen_reason"]),
             ("VMs", record["vms_by_state"] or "none"),
             ("slots", f"{record['busy_slots']} of {record['slots']} busy"),
             ("jobs", {s: n for s, n in record["jobs"].items() if n} or "none"),
@@ -222,15 +237,6 @@ def close(name: str, now: bool, wait: bool, timeout: float | None) -> None:
         note(f"{count(info['live_jobs'], 'job')} still to end; --now cancels")
 
 
-@click.command("delete", cls=Command, short_help="Delete a closed pool.")
-@click.argument("name")
-def delete(name: str) -> None:
-    """Delete a closed pool (or one never opened) with its history."""
-    with connect.open_client() as client:
-        client.pool(name).delete()
-    click.echo(f"pool {name} is deleted")
-
-
 @click.command("resume", cls=Command, short_help="Let a pool ask for VMs again at once.")
 @click.argument("name")
 def resume(name: str) -> None:
@@ -263,6 +269,15 @@ def _offers(record: Mapping[str, Any]) -> list[str]:
         why = f" (not now: {refused[offer['name']]})" if offer["name"] in refused else ""
         told.append(f"{offer['name']}{price}{why}")
     return told
+
+
+def _words(command: Sequence[str] | None) -> str | None:
+    return shlex.join(command) if command else None
+
+
+def _rollout(pool: Pool) -> str:
+    state = pool.rollout()
+    return f"to {state['image']}: {state['current']} VMs are of it, {state['outdated']} are not yet"
 
 
 def _only_with(record: Mapping[str, Any], what: str, seconds: str) -> str:

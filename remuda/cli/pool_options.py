@@ -41,6 +41,17 @@ _FIELDS = {
     "reuse_opportunity": "reuse_opportunity_s",
     "reuse_max_count": "reuse_max_count",
     "reuse_max_time": "reuse_max_s",
+    "architecture": "architecture",
+    "check_every": "check_interval_s",
+    "check_timeout": "check_timeout_s",
+    "max_check_fails": "max_check_fails",
+    "min_free_disk": "min_free_disk_bytes",
+    "health_command": "health_command",
+    "max_vm_age": "max_vm_age_s",
+    "max_jobs_per_vm": "max_jobs_per_vm",
+    "dead_man": "dead_man_s",
+    "dead_man_command": "dead_man_command",
+    "reboot_command": "reboot_command",
 }
 _ELASTIC = {
     "min_slots": ("minimum_total_slots", "elastic_minimum_slots"),
@@ -225,6 +236,45 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--reuse-max-time", type=DURATION_OR_ZERO, help="A VM is leased again for at most so long."
+    ),
+    click.option("--architecture", metavar="NAME", help="What a VM must be, or it is an ERROR."),
+    click.option(
+        "--check-every", type=DURATION, help="How often a VM's health is checked.  [default: 1m]"
+    ),
+    click.option("--check-timeout", type=DURATION, help="What a check may take.  [default: 20s]"),
+    click.option(
+        "--max-check-fails",
+        type=_SLOTS,
+        metavar="N",
+        help="A VM that fails more checks in a row goes.  [default: 3]",
+    ),
+    click.option("--min-free-disk", type=SIZE, help="A VM with less has failed its check."),
+    click.option(
+        "--health-command",
+        metavar="CMD",
+        help="A command each check runs on the VM: words, no line of a shell.",
+    ),
+    click.option("--max-vm-age", type=DURATION, help="A VM so old is drained and replaced."),
+    click.option(
+        "--max-jobs-per-vm",
+        type=click.IntRange(1),
+        metavar="N",
+        help="A VM that has had so many is drained and replaced.",
+    ),
+    click.option(
+        "--dead-man",
+        type=DURATION,
+        help="A VM no worker speaks to for so long ends all it runs, and itself.",
+    ),
+    click.option(
+        "--dead-man-command",
+        metavar="CMD",
+        help="How.  [default: /sbin/poweroff; for local and static pools nothing]",
+    ),
+    click.option(
+        "--reboot-command",
+        metavar="CMD",
+        help="How a VM restarts.  [default: its provider's way, or /sbin/reboot]",
     ),
     click.option("--tag", multiple=True, metavar="TAG", help="A word to find it by. Repeatable."),
     click.option(

@@ -77,7 +77,7 @@ _POOL = (
     "reuse_opportunity_s",
     "reuse_max_count",
     "reuse_max_s",
-    "context_timeout_s",
+    "architecture",
     "check_interval_s",
     "check_timeout_s",
     "max_check_fails",

@@ -17,6 +17,7 @@ from remuda.cli.output import (
     print_details,
     print_json,
     print_rows,
+    printable,
 )
 from remuda.cli.records import find_vms, vm_record
 from remuda.cli.selecting import filters_of, vm_filters
@@ -144,6 +145,15 @@ def show(vm: str, as_json: bool) -> None:
             ("busy slots", record["busy_slots"]),
             ("leased slots", record["leased_slots"]),
             ("jobs", record["jobs"]),
+            ("image", record["image"] + (" (outdated)" if record["outdated"] else "")),
+            ("checked", record["checked_at"]),
+            ("failed checks", record["check_failures"] or None),
+            ("last check", record["check_error"]),
+            ("taken away at", record["interruption_at"]),
+            ("reboot", record["reboot"]),
+            ("cores", record["facts"].get("cores")),
+            ("disk", format_size(record["facts"].get("disk_bytes"))),
+            ("preparation", _prepared(record["preparation"])),
             ("memory", format_size(record["memory_bytes"])),
             ("architecture", record["architecture"]),
             ("image", record["image"]),
@@ -190,6 +200,14 @@ def terminate(vms: tuple[str, ...], now: bool) -> None:
 def _state(row: Row) -> str:
     draining = row["draining"] and row["state"] in ("RUNNING", "STALLED")
     return f"{row['state']} draining" if draining else str(row["state"])
+
+
+def _prepared(result: Row | None) -> str | None:
+    if result is None:
+        return None
+    lines = result["output"].strip().splitlines()
+    how = f"signal {result['signal']}" if result["signal"] else f"exit code {result['exit_code']}"
+    return f"{how}: {printable(lines[-1][:200])}" if lines else how
 
 
 def _load(load: float | None) -> str:

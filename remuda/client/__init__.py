@@ -15,9 +15,20 @@ if TYPE_CHECKING:
     from remuda.client.leases import Lease, LeasedVm
     from remuda.client.pools import Pool
     from remuda.client.results import Result, Usage
-    from remuda.client.vms import VmInfo
+    from remuda.client.vms import UnownedMachine, VmInfo
 
-__all__ = ["Array", "Client", "Job", "Lease", "LeasedVm", "Pool", "Result", "Usage", "VmInfo"]
+__all__ = [
+    "Array",
+    "Client",
+    "Job",
+    "Lease",
+    "LeasedVm",
+    "Pool",
+    "Result",
+    "UnownedMachine",
+    "Usage",
+    "VmInfo",
+]
 
 _HOME_OF = {
     "Array": "arrays",
@@ -27,6 +38,7 @@ _HOME_OF = {
     "LeasedVm": "leases",
     "Pool": "pools",
     "Result": "results",
+    "UnownedMachine": "vms",
     "Usage": "results",
     "VmInfo": "vms",
 }

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from remuda.checks import shown, whole
+from remuda.checks import seconds, shown, whole
 from remuda.client.leasing import Leasing
 from remuda.client.looking import Looking
 from remuda.client.pools import Pool
-from remuda.client.vms import VmInfo, vm_info
+from remuda.client.vms import UnownedMachine, VmInfo, unowned_machine, vm_info
 from remuda.errors import InstanceNotFound
-from remuda.models import query, requests
+from remuda.models import ledger, query, requests, retiring
 from remuda.models.selecting import states_of
 from remuda.models.states import VmState
+
+_LONGEST_S = 7 * 86_400
 
 
 class Machines(Looking, Leasing):
@@ -77,6 +79,34 @@ class Machines(Looking, Leasing):
         Returns whether it goes at once. Raises InstanceNotFound, IllegalTransition.
         """
         return self._context.commit(lambda c: requests.stop_vm(c, vm_id, now=now))
+
+    def reboot_vm(self, vm_id: int, *, drain: bool = False) -> None:
+        """Have a VM's machine restarted, when its work is done if `drain`, else at once.
+
+        What runs then is lost and placed anew; the VM takes work again when it has come up and is
+        prepared. Raises InstanceNotFound, IllegalTransition unless it is RUNNING or STALLED.
+        """
+        self._context.commit(lambda c: retiring.ask_reboot(c, vm_id, drain=drain))
+
+    def interrupt_vm(self, vm_id: int, *, in_s: float = 120.0) -> None:
+        """Tell that a VM will be taken away in `in_s` seconds, as the notice of a spot market does.
+
+        It takes no new work; what still runs by then is placed anew, first of all and without
+        counting as a loss. Raises InstanceNotFound, IllegalTransition when it is on its way out.
+        """
+        seconds("in_s", in_s, most=_LONGEST_S, zero=True)
+        self._context.commit(lambda c: retiring.interrupt_vm(c, vm_id, in_s=in_s))
+
+    def leaks(self, *, all: bool = False) -> list[UnownedMachine]:
+        """Return the machines that providers have and no VM owns; with `all`, past ones too."""
+        return [
+            unowned_machine(row) for row in self._context.read(lambda c: ledger.leaks(c, gone=all))
+        ]
+
+    def unowned_seconds(self) -> float:
+        """Return the VM-seconds that machines of our pools were there, unowned, past the grace."""
+        grace_s = self._context.settings.unowned_grace_s
+        return self._context.read(lambda c: ledger.unowned_seconds(c, grace_s=grace_s))
 
     def start_vm_termination(
         self, vm: int | str, *, allowed_pre_state: str | Sequence[str] | None = None

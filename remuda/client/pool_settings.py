@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from remuda.checks import seconds, shown, whole
-from remuda.constraints import tags_of
+from remuda.checks import seconds, shown, text_of, whole
+from remuda.constraints import architecture_of, tags_of
 from remuda.errors import BadInput
 from remuda.kinds import BACKENDS, PROVIDERS, find_kind
 from remuda.models.pool_life import SETTABLE
@@ -213,7 +213,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_starting": lambda what, v: None if v is None else whole(what, v, least=1, most=100_000),
     "spawn_interval_s": lambda what, v: seconds(what, v, most=86_400, zero=True),
     "stalling_interval_s": lambda what, v: seconds(what, v, most=_YEAR_S),
-    "context_timeout_s": lambda what, v: seconds(what, v, most=86_400),
+    "architecture": lambda what, v: (
+        None if v is None else architecture_of(text_of(what, v, most=50))
+    ),
     "check_interval_s": _period,
     "check_timeout_s": lambda what, v: seconds(what, v, most=600),
     "max_check_fails": _slots(0, 1000),

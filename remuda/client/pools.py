@@ -12,18 +12,16 @@ from remuda import clouds
 from remuda.checks import shown
 from remuda.client import pool_settings
 from remuda.client.explaining import explain_pool
+from remuda.client.pool_changes import PoolChanges
 from remuda.errors import (
     AlreadyExists,
     BadInput,
-    DatabaseUnavailable,
     UnknownPool,
-    WaitTimeout,
 )
 from remuda.guests import guests_of
 from remuda.hooks import hooks_of
 from remuda.hosts import hosts_of, slurm_of
-from remuda.models import launches, pool_life, query, requests
-from remuda.models.database import WAKE_CHANNEL, Listener
+from remuda.models import launches, pool_life, query
 from remuda.models.states import NO_BACKEND, OPEN_POOL, PoolState
 from remuda.offers import offers_for
 
@@ -39,7 +37,7 @@ _ENDED = ("CLOSED", "PENDING_DELETE")
 _BACKENDS = {"command": "ssh", "ec2": "ssh", "libvirt": "ssh", "openstack": "ssh", "static": "ssh"}
 
 
-class Pool:
+class Pool(PoolChanges):
     """One pool; what it tells is read anew when it is older than `update_cache_time` seconds."""
 
     def __init__(self, context: Context, row: Mapping[str, Any]) -> None:
@@ -208,35 +206,6 @@ class Pool:
         Its VMs are terminated when their jobs are done. Returns at once; a second call is harmless.
         """
         self._context.commit(lambda c: pool_life.close_pool(c, self.id, now=now))
-        self._read_at = 0.0
-
-    def wait_closed(self, timeout_s: float | None = None) -> None:
-        """Wait until it is closed, all its VMs confirmed gone; raises WaitTimeout."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        listener: Listener | None = None
-        try:
-            while True:
-                try:
-                    listener = listener or Listener(self._context.url, [WAKE_CHANNEL])
-                    if self.update().state in _ENDED:
-                        return
-                    left = _POLL_S if deadline is None else deadline - time.monotonic()
-                    if left <= 0:
-                        raise WaitTimeout(f"pool {self.name} is still {self.state}")
-                    listener.wait(min(left, _POLL_S))
-                except DatabaseUnavailable:
-                    if listener is not None:
-                        listener.close()
-                    listener = None
-                    if not self._context.revive():
-                        raise
-        finally:
-            if listener is not None:
-                listener.close()
-
-    def delete(self) -> None:
-        """Have it and its history removed; raises Refused while it is open."""
-        self._context.commit(lambda c: requests.delete_pool(c, self.id))
         self._read_at = 0.0
 
     def explain(self) -> list[str]:

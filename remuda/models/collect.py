@@ -15,15 +15,16 @@ _FINISH = text("""
     WITH r AS (
       SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
         attempt_id bigint, state text, job_state text, reason text, message text,
-        failure boolean, loss boolean, delay_s float8, memory_bytes bigint)
+        failure boolean, loss boolean, delay_s float8, memory_bytes bigint, displaced boolean)
     ), a AS (
       UPDATE attempts t SET state = r.state, reason = r.reason, message = r.message,
         pending = NULL
       FROM r WHERE t.id = r.attempt_id AND t.vm_id = :vm AND t.state = 'EXITED'
       RETURNING t.id, t.job_id, t.epoch, r.job_state, r.reason, r.message, r.failure, r.loss,
-                r.delay_s, r.memory_bytes
+                r.delay_s, r.memory_bytes, r.displaced
     )
     UPDATE jobs SET
+      displaced = jobs.displaced OR a.displaced,
       memory_bytes = coalesce(a.memory_bytes, jobs.memory_bytes),
       state = a.job_state, message = a.message,
       started_at = CASE WHEN a.job_state <> 'NEW' THEN started_at END,
@@ -80,6 +81,14 @@ def to_collect(
         ids=list(attempt_ids) if attempt_ids is not None else None,
     )
     return [dict(row) for row in found]
+
+
+def is_interrupted(connection: Connection, vm_id: int) -> bool:
+    """Return whether the VM's provider has announced to take it away."""
+    found = connection.scalar(
+        text("SELECT interruption_at IS NOT NULL FROM vms WHERE id = :vm"), {"vm": vm_id}
+    )
+    return bool(found)
 
 
 def live_attempts(connection: Connection, vm_ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ _ON_MACHINES = """
 
 _LOCK_VMS = f"""
     SELECT v.id, v.pool_id, v.slots, v.memory_bytes, v.gpus, v.architecture, v.facts, p.isolation,
-           v.bound_owner_id, v.bound_sandbox
+           v.bound_owner_id, v.bound_sandbox, p.max_jobs_per_vm
     FROM vms v JOIN pools p ON p.id = v.pool_id
     WHERE v.state = 'RUNNING' AND NOT v.draining AND v.release_due_at IS NULL
       AND p.backend <> '{NO_BACKEND}'
@@ -97,6 +97,19 @@ _USED = f"""
     SELECT vm_id, sum(slots)::int, 0, 0, 0, 0, sum(slots)::int, 0 FROM leases
     WHERE vm_id = ANY(:vms) AND NOT for_jobs AND released_at IS NULL GROUP BY vm_id
 """
+
+# What was recalled before it started does not count.
+_HAD = """
+    SELECT vm_id, count(*) AS count FROM attempts
+    WHERE vm_id = ANY(:vms) AND (state <> 'CANCELLED' OR started_at IS NOT NULL) GROUP BY vm_id
+"""
+
+_USED_UP = text("""
+    UPDATE vms SET draining = true FROM pools p
+    WHERE vms.id = ANY(:vms) AND p.id = vms.pool_id AND p.max_jobs_per_vm <= (
+      SELECT count(*) FROM attempts a WHERE a.vm_id = vms.id
+        AND (a.state <> 'CANCELLED' OR a.started_at IS NOT NULL))
+""")
 
 _ANY_OF_SEVERAL = text(
     f"SELECT EXISTS (SELECT FROM jobs j WHERE {READY} AND j.pool_ids IS NOT NULL)"
@@ -215,6 +228,13 @@ def _lock_vms(connection: Connection, *, horizon_s: float) -> tuple[VmRoom, ...]
     for row in rows(connection, _USED, vms=ids, horizon=horizon_s) if ids else ():
         for name in names:
             used[row["vm_id"]][name] += row[name]
+    limits = {row["id"]: row["max_jobs_per_vm"] for row in found if row["max_jobs_per_vm"]}
+    left = _jobs_left(connection, limits)
+    for vm_id, jobs in left.items():  # each takes a slot, none is placed ahead: never too many
+        slots = next(row["slots"] for row in found if row["id"] == vm_id)
+        most = min(slots, int(used[vm_id]["slots"]) + jobs)
+        used[vm_id]["kept"] = max(used[vm_id]["kept"], slots)
+        used[vm_id]["slots"] += slots - most
     return tuple(
         VmRoom(
             id=row["id"],
@@ -231,6 +251,7 @@ def _lock_vms(connection: Connection, *, horizon_s: float) -> tuple[VmRoom, ...]
             isolation=row["isolation"],
             bound_owner_id=row["bound_owner_id"],
             bound_sandbox=row["bound_sandbox"],
+            ends_after_jobs=row["id"] in left,
             ahead_slots=max(0, row["slots"] - int(used[row["id"]]["kept"])),
             ahead_memory_bytes=None
             if row["memory_bytes"] is None
@@ -238,6 +259,14 @@ def _lock_vms(connection: Connection, *, horizon_s: float) -> tuple[VmRoom, ...]
         )
         for row in found
     )
+
+
+def _jobs_left(connection: Connection, limits: Mapping[int, int]) -> dict[int, int]:
+    """Return how many more jobs the VMs may have that can have only so many."""
+    had: dict[int, int] = dict.fromkeys(limits, 0)
+    for row in rows(connection, _HAD, vms=list(limits)) if limits else ():
+        had[row["vm_id"]] = row["count"]
+    return {vm_id: max(0, limit - had[vm_id]) for vm_id, limit in limits.items()}
 
 
 def apply_placements(
@@ -257,7 +286,11 @@ def apply_placements(
         ]
     )
     made = connection.execute(_APPLY, {"rows": payload, "order": [job for job, _ in placements]})
-    return [Placed(*row) for row in made]
+    placed = [Placed(*row) for row in made]
+    limited = {vm.id for vm in snapshot.vms if vm.ends_after_jobs} & {p.vm_id for p in placed}
+    if limited:
+        connection.execute(_USED_UP, {"vms": sorted(limited)})
+    return placed
 
 
 def _bind(

@@ -44,6 +44,7 @@ class Outcome:
     loss: bool = False  # counts as lost with a VM
     delay_s: float = 0.0
     memory_bytes: int | None = None  # for NEW: what the job asks for from now on; None: as before
+    displaced: bool = False  # its VM was taken away: its job goes first, and nothing is counted
     pending: dict[str, Any] | None = None  # for EXITED: {"files": {name: size}, "streams": [name]}
 
 
@@ -88,7 +89,7 @@ _ENDED = text("""
         message text, started_age_s float8, ended_age_s float8, user_s float8, system_s float8,
         max_rss_bytes bigint, peak_memory_bytes bigint, io_read_bytes bigint, io_write_bytes bigint,
         failure boolean, loss boolean, delay_s float8,
-        memory_bytes bigint, pending jsonb)
+        memory_bytes bigint, displaced boolean, pending jsonb)
     ), a AS (
       UPDATE attempts t SET pending = r.pending,
         state = r.state, reason = r.reason, exit_code = r.exit_code, signal = r.signal,
@@ -102,7 +103,7 @@ _ENDED = text("""
         ended_at = now() - make_interval(secs => r.ended_age_s)
       FROM r WHERE t.id = r.attempt_id AND t.vm_id = :vm AND t.state IN ('PLACED', 'STARTED')
       RETURNING t.id, t.job_id, t.epoch, t.started_at, t.wall_s, r.job_state, r.exit_code, r.signal,
-                r.reason, r.message, r.failure, r.loss, r.delay_s, r.memory_bytes
+                r.reason, r.message, r.failure, r.loss, r.delay_s, r.memory_bytes, r.displaced
     ), j AS (
       UPDATE jobs SET
         state = a.job_state,
@@ -116,6 +117,7 @@ _ENDED = text("""
         message = a.message,
         failures = failures + a.failure::int, losses = losses + a.loss::int,
         memory_bytes = coalesce(a.memory_bytes, jobs.memory_bytes),
+        displaced = jobs.displaced OR a.displaced,
         not_before = CASE WHEN a.job_state = 'NEW' AND a.delay_s > 0
                           THEN now() + make_interval(secs => a.delay_s) END
       FROM a WHERE jobs.id = a.job_id AND jobs.epoch = a.epoch

@@ -13,6 +13,12 @@ from remuda.models.states import IMAGE_EDGES, ImageState
 MOST_BYTES = 2000  # of what is wrong with one
 
 
+# Of the VM `v` of the pool `p`: whether it is of another image than it would be made of now.
+OUTDATED = """(v.image_id <> p.image_id AND NOT EXISTS (
+    SELECT FROM jsonb_array_elements(p.offers) AS o
+    WHERE o ->> 'name' = v.offer AND o ->> 'image' IS NOT NULL))"""
+
+
 def check_image(connection: Connection, provider: str, name: str) -> int:
     """Return the id of the provider's image, noted as NEW if nobody named it before.
 

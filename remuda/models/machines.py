@@ -31,7 +31,9 @@ def vm_with_pool(connection: Connection, vm_id: int) -> Mapping[str, Any] | None
                   p.settings || v.offer_settings AS settings,
                   (SELECT (o ->> 'max_price')::float8 FROM jsonb_array_elements(p.offers) AS o
                    WHERE o ->> 'name' = v.offer) AS max_price,
-                  p.uuid::text AS pool, p.name AS pool_name, p.backend, p.heartbeat_s,
+                  p.uuid::text AS pool, p.name AS pool_name, p.heartbeat_s, p.backend,
+                  v.reboot, v.boot, p.dead_man_s, p.dead_man_command, p.architecture,
+                  p.memory_bytes_per_vm,
                   p.preparation, p.preparation_timeout_s, p.constants, p.gpus_per_vm, i.name AS image
            FROM vms v JOIN pools p ON p.id = v.pool_id JOIN images i ON i.id = v.image_id
            WHERE v.id = :vm""",
@@ -118,6 +120,21 @@ def set_preparation(connection: Connection, vm_id: int, result: Mapping[str, Any
     )
 
 
+def set_facts(connection: Connection, vm_id: int, facts: Mapping[str, Any]) -> None:
+    """Keep what was measured of the VM."""
+    connection.execute(
+        text("UPDATE vms SET facts = CAST(:facts AS jsonb) WHERE id = :vm"),
+        {"vm": vm_id, "facts": json.dumps(dict(facts))},
+    )
+
+
+def end_reboot(connection: Connection, vm_id: int) -> None:
+    """Record that the VM's reboot is over; it takes work again."""
+    connection.execute(
+        text("UPDATE vms SET reboot = NULL, draining = false WHERE id = :vm"), {"vm": vm_id}
+    )
+
+
 def unfinished_vms(connection: Connection) -> Sequence[Mapping[str, Any]]:
     """Return (id, state) of the VMs whose next step is overdue."""
     return rows(connection, f"SELECT v.id, v.state FROM vms v WHERE {_OVERDUE} ORDER BY v.id")
@@ -128,8 +145,10 @@ def stopping_vms(connection: Connection) -> list[int]:
     return [row["id"] for row in rows(connection, "SELECT id FROM vms WHERE state = 'STOPPING'")]
 
 
-def providers_in_use(connection: Connection) -> list[tuple[str, str, dict[str, Any]]]:
-    """Return (provider, tag, settings) of the pools that may still have machines, for each offer.
+def providers_in_use(
+    connection: Connection, pool_id: int | None = None
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return (provider, tag, settings) of the pool, or all that may still have machines, by offer.
 
     Machines are tagged with their pool's UUID: names repeat, also between databases. An offer that
     is not listed any more counts while there is a VM of it.
@@ -137,25 +156,17 @@ def providers_in_use(connection: Connection) -> list[tuple[str, str, dict[str, A
     found = rows(
         connection,
         """WITH alive AS (
-             SELECT * FROM pools WHERE state <> 'UNSUBMITTED'
-               AND (ended_at IS NULL OR ended_at > now() - interval '1 day'))
+             SELECT * FROM pools WHERE CASE WHEN CAST(:pool AS bigint) IS NOT NULL THEN id = :pool
+               ELSE state <> 'UNSUBMITTED'
+                 AND (ended_at IS NULL OR ended_at > now() - interval '1 day') END)
            SELECT provider, uuid::text AS tag, settings FROM alive WHERE offers = '[]'
            UNION SELECT coalesce(o ->> 'provider', p.provider), p.uuid::text,
                         p.settings || coalesce(o -> 'settings', '{}')
                  FROM alive p CROSS JOIN jsonb_array_elements(p.offers) AS o
            UNION SELECT coalesce(v.provider, p.provider), p.uuid::text, p.settings || v.offer_settings
                  FROM vms v JOIN pools p ON p.id = v.pool_id WHERE v.state <> 'HALTED'
+                   AND (CAST(:pool AS bigint) IS NULL OR p.id = :pool)
            ORDER BY 1, 2, 3""",
+        pool=pool_id,
     )
     return [(row["provider"], row["tag"], row["settings"]) for row in found]
-
-
-def live_tokens(connection: Connection, tokens: Sequence[str]) -> set[str]:
-    """Return which of the tokens belong to a VM that is not HALTED."""
-    found = rows(
-        connection,
-        """SELECT token::text AS token FROM vms
-           WHERE token = ANY(CAST(:tokens AS uuid[])) AND state <> 'HALTED'""",
-        tokens=list(tokens),
-    )
-    return {row["token"] for row in found}

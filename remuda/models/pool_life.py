@@ -37,7 +37,7 @@ SETTABLE = {
     "elastic_resize_period_s",
     "heartbeat_s",
     "stalling_interval_s",
-    "context_timeout_s",
+    "architecture",
     "check_interval_s",
     "check_timeout_s",
     "max_check_fails",
@@ -60,6 +60,7 @@ SETTABLE = {
     "reuse_max_s",
 }
 UNTIL_SUBMITTED = {
+    "architecture",
     "settings",
     "isolation",
     "slots_per_vm",

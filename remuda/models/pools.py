@@ -84,9 +84,6 @@ class Pool(Base):
             " AND min_free_disk_bytes >= 0",
             name="checks",
         ),
-        CheckConstraint(
-            "context_timeout_s > 0 AND context_timeout_s <= 86400", name="context_timeout_s"
-        ),
         CheckConstraint("max_vm_age_s > 0 AND max_vm_age_s <= 315360000", name="max_vm_age_s"),
         CheckConstraint("max_jobs_per_vm > 0", name="max_jobs_per_vm"),
         CheckConstraint("dead_man_s >= 1 AND dead_man_s <= 31536000", name="dead_man_s"),
@@ -138,6 +135,7 @@ class Pool(Base):
 
     slots_per_vm: Mapped[int]
     memory_bytes_per_vm: Mapped[BigInt | None]
+    architecture: Mapped[str | None] = mapped_column(Text)  # that its VMs must have
     gpus_per_vm: Mapped[int] = mapped_column(server_default="0")
     constants: Mapped[Json] = mapped_column(server_default="{}")  # environment of its jobs
     preparation: Mapped[JsonList | None]  # a command each VM runs before it takes jobs
@@ -153,7 +151,6 @@ class Pool(Base):
     elastic_resize_period_s: Mapped[float] = mapped_column(server_default="90")
     heartbeat_s: Mapped[float] = mapped_column(server_default="10")
     stalling_interval_s: Mapped[float] = mapped_column(server_default="120")
-    context_timeout_s: Mapped[float] = mapped_column(server_default="600")  # until it takes jobs
 
     # Health checks: of each VM so often, so long, so many may fail; what it runs for them.
     check_interval_s: Mapped[float] = mapped_column(server_default="60")
@@ -189,6 +186,7 @@ class Pool(Base):
     frozen_at: Mapped[Timestamp | None]
     frozen_reason: Mapped[str | None] = mapped_column(Text)
     loss_confirmed_at: Mapped[Timestamp | None]
+    reconcile_began_at: Mapped[Timestamp | None]  # a worker took it on
     reconciled_at: Mapped[Timestamp | None]  # when the provider last answered with all it has
     created_at: Mapped[Created]
     updated_at: Mapped[Created]

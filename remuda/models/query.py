@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from remuda.errors import BadInput, InstanceNotFound, UnknownJob, UnknownPool
 from remuda.models.database import rows
 from remuda.models.dependencies import of_job
+from remuda.models.images import OUTDATED
 from remuda.models.selecting import Kind, Selection, fields, like, states_of
 from remuda.models.states import ImageState, JobState, VmState
 from remuda.models.vms import Vm
@@ -28,7 +29,7 @@ _JOB = """
 _VM_COLUMNS = ", ".join(f"v.{c.name}" for c in Vm.__table__.columns if c.name != "provider")
 _VM = f"""
     SELECT {_VM_COLUMNS}, p.name AS pool, coalesce(v.provider, p.provider) AS provider,
-           i.name AS image, o.name AS owner, l.task_id, l.build_id,
+           i.name AS image, {OUTDATED} AS outdated, o.name AS owner, l.task_id, l.build_id,
            v.state = 'RUNNING' AND NOT v.draining AND v.check_failures = 0
              AND v.release_due_at IS NULL
              AND (p.backend = 'none'

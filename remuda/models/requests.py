@@ -47,10 +47,15 @@ def follow_job(connection: Connection, job_id: int) -> None:
 
 
 def delete_pool(connection: Connection, pool_id: int) -> None:
-    """Have an ended (or never submitted) pool removed; raises Refused while it lives."""
+    """Have an ended (or never submitted) pool removed; raises Refused while it lives.
+
+    It has `deleted_at` when its provider has confirmed that nothing of it is left.
+    """
     found = connection.execute(
         text(
             """UPDATE pools SET state = 'PENDING_DELETE', ended_at = coalesce(ended_at, now()),
+                 deleted_at = CASE WHEN state = 'UNSUBMITTED' THEN now() END,
+                 reconcile_began_at = NULL,
                  previous_state_changed_at = state_changed_at, state_changed_at = now(),
                  updated_at = clock_timestamp()
                WHERE id = :id AND (state = 'CLOSED' OR state = 'UNSUBMITTED' AND NOT EXISTS (
@@ -59,6 +64,7 @@ def delete_pool(connection: Connection, pool_id: int) -> None:
         {"id": pool_id},
     )
     if found.rowcount:
+        connection.execute(text("SELECT pg_notify('remuda_wake', 'ledger')"))
         return
     state = connection.scalar(text("SELECT state FROM pools WHERE id = :id"), {"id": pool_id})
     if state is not None and state != PoolState.PENDING_DELETE:

@@ -44,7 +44,7 @@ _DUE = f"""
 """
 
 _VMS = """
-    SELECT v.id, v.state, v.slots, v.draining, v.replaced,
+    SELECT v.id, v.state, v.slots, v.draining, v.replaced, v.reboot,
            least(v.slots, greatest(coalesce(a.cores, 0) + coalesce(l.slots, 0),
                                    (coalesce(a.live, 0) > 0)::int)) AS busy_slots,
            greatest(coalesce(a.cores, 0) - v.slots, 0) AS ahead_slots,

@@ -71,6 +71,13 @@ def expire(
     )
     connection.execute(
         text(
+            """DELETE FROM unowned_machines WHERE id IN (SELECT id FROM unowned_machines
+                 WHERE gone_at < now() - make_interval(secs => :age) ORDER BY id LIMIT 20000)"""
+        ),
+        {"age": event_retention_s},
+    )
+    connection.execute(
+        text(
             """DELETE FROM output_chunks c USING attempts a WHERE a.id = c.attempt_id
                  AND a.ended_at < now() - interval '1 minute'"""
         )

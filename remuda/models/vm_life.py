@@ -184,6 +184,19 @@ def stalled_for_good(connection: Connection) -> list[int]:
     return [row["id"] for row in found]
 
 
+def due_sweep(connection: Connection, name: str, *, every_s: float) -> bool:
+    """Return whether sweep `name` is due, and note that it runs: of two who ask, one is told so."""
+    ran = connection.scalar(
+        text(
+            """INSERT INTO sweeps AS s (name, last_run_at, since) VALUES (:name, now(), now())
+               ON CONFLICT (name) DO UPDATE SET last_run_at = now()
+                 WHERE s.last_run_at < now() - make_interval(secs => :every) RETURNING true"""
+        ),
+        {"name": name, "every": every_s},
+    )
+    return bool(ran)
+
+
 def note_sweep(connection: Connection, name: str, *, gap_s: float) -> None:
     """Record that sweep `name` runs; a pause longer than `gap_s` seconds starts its time anew."""
     connection.execute(

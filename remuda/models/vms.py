@@ -80,7 +80,8 @@ class Vm(Base):
     replaced: Mapped[bool] = mapped_column(server_default="false")
     error: Mapped[str | None] = mapped_column(Text)
 
-    # Health checks: when the last one was, how many failed since one that did not, and how.
+    # Health checks: when the last one ended, how many failed since one that did not, and how.
+    check_began_at: Mapped[Timestamp | None]  # a worker took it on
     checked_at: Mapped[Timestamp | None]
     check_failures: Mapped[int] = mapped_column(server_default="0")
     check_error: Mapped[str | None] = mapped_column(Text)

@@ -60,6 +60,7 @@ class VmRoom:
     bound_sandbox: str | None
     ahead_slots: int
     ahead_memory_bytes: int | None
+    ends_after_jobs: bool = False  # it has only so many jobs in its life
 
 
 UNLIMITED = 2**63 - 1  # the memory of a VM that tells no limit

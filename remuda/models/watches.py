@@ -14,7 +14,8 @@ from remuda.models.states import NO_BACKEND
 Order = Literal["stop", "halt"]
 
 _COLUMNS = (
-    "v.id, v.name, v.address, v.provider_id, v.journal_n, v.state, p.backend, p.id AS pool_id"
+    "v.id, v.name, v.address, v.provider_id, v.journal_n, v.state, p.backend, p.id AS pool_id,"
+    " coalesce(v.provider, p.provider) AS provider, p.dead_man_s, p.dead_man_command"
 )
 
 _CLAIM = f"""

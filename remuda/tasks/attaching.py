@@ -26,6 +26,7 @@ from remuda.models.machines import provider_ids_of, vm_with_pool
 from remuda.models.states import VmState
 from remuda.models.vm_life import lock_vms, move_vm
 from remuda.tasks import logs, messages, recording
+from remuda.tasks.contextualizing import configure
 from remuda.tasks.links import vm_address
 from remuda.tasks.providing import provider_for
 from remuda.tasks.runtime import Runtime
@@ -165,7 +166,9 @@ def agree(runtime: Runtime, row: Mapping[str, Any], channel: Channel) -> None:
     """
     vm_id = row["id"]
     stopped = runtime.transact(lambda c: calls.stopped_on(c, vm_id))  # before the runner is asked
-    newest = channel.request("hello", watch=False, since=0)["journal"]
+    hello = channel.request("hello", watch=False, since=0)
+    newest = hello["journal"]
+    configure(channel, hello, row)
     status = channel.request("status")
     if newest < row["journal_n"]:
         vanish(runtime, vm_id, "the runner's journal is not the one this VM had")

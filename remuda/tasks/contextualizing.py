@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from remuda.constraints import architecture_of
-from remuda.errors import PreparationFailed
+from remuda.errors import NoResources, PreparationFailed, VmUnreachable
 from remuda.models import images, launches, vm_life, watches
 from remuda.models import machines as models
 from remuda.models.sizing import note_launch
@@ -20,25 +20,44 @@ from remuda.models.states import NO_BACKEND, VmState
 from remuda.tasks import logs
 from remuda.tasks.links import CONNECT_TIMEOUT_S, vm_address
 from remuda.tasks.runtime import Runtime
+from remuda.workers import fitness
+from remuda.workers.backends import get_backend
+from remuda.workers.backends.base import Backend
 from remuda.workers.backends.slurm import serve_arguments
-from remuda.workers.channel import Channel
+from remuda.workers.channel import Channel, OnPush
 
 log = logging.getLogger(__name__)
 WAIT_S = 2.0  # for a preparation to end; one that takes longer is told of by the watch
 OUTPUT_BYTES = 64 << 10
-_FACTS = ("cores", "disk_bytes", "cpu_model", "cgroup", "gpus", "ssd", "python", "features")
+REVIVE_TIMEOUT_S = 30.0
+_NEVER_OFF = ("local", "noop", "static")  # whose machines are not ours to power off unless told
+_FACTS = (
+    "cores",
+    "machine_memory_bytes",
+    "disk_bytes",
+    "cpu_model",
+    "cgroup",
+    "gpus",
+    "ssd",
+    "python",
+    "features",
+)
 STATES = (VmState.SUBMITTED, VmState.WAIT_SSH_CONTEXT, VmState.CONTEXTUALIZING)
 
 
-def contextualize(runtime: Runtime, vm_id: int) -> bool:
-    """Bring a SUBMITTED VM on its way to RUNNING; True when it got there.
+class NotAsPromised(NoResources):
+    """The VM is less than its image and pool say."""
 
-    Each step is taken up where the last call left it. Raises VmUnreachable if its runner does not
-    answer, PreparationFailed if the pool's command failed.
+
+def contextualize(runtime: Runtime, vm_id: int) -> bool:
+    """Bring a SUBMITTED or rebooted VM on its way to RUNNING; True when it got there.
+
+    Each step is taken up where the last call left it. Raises VmUnreachable while it does not answer,
+    NotAsPromised if it is less than it should be, PreparationFailed if the pool's command failed.
     """
     row = runtime.transact(lambda c: models.vm_with_pool(c, vm_id))
     vm = runtime.transact(lambda c: watches.vm_for_channel(c, vm_id))
-    if row is None or vm is None or vm["state"] not in STATES:
+    if row is None or vm is None or vm["state"] not in STATES or row["reboot"] == "NOW":
         return False
     if vm["backend"] == NO_BACKEND:  # it has no runner to meet
         _arrive(runtime, row, {}, None)
@@ -49,17 +68,17 @@ def contextualize(runtime: Runtime, vm_id: int) -> bool:
         if push.get("push") == "prepared":
             prepared.set()
 
-    backend = runtime.links.backend(vm["backend"])
-    if vm["state"] != VmState.CONTEXTUALIZING:
-        backend.install(vm_address(vm), _arguments(row))
-    channel = backend.connect(
-        vm_address(vm), watch=False, since=0, on_push=heard, timeout_s=CONNECT_TIMEOUT_S
-    )
+    channel = _meet(runtime, row, vm, heard)
     try:
-        measured = _measured(channel.request("hello", watch=False, since=0), row)
+        hello = channel.request("hello", watch=False, since=0)
+        if row["reboot"] and not rebooted(row["boot"], boot_of(hello), whole=_is_whole(row)):
+            raise VmUnreachable("it has not gone down to reboot")
+        measured = _measured(hello, row)
+        _compare(runtime, row, hello, measured)
+        configure(channel, hello, row)
         result = None
         if row["preparation"]:
-            _begin(runtime, vm_id, vm["state"], measured)
+            _begin(runtime, vm_id, measured)
             result = _prepare(channel, row, prepared)
             if result is None:
                 return False
@@ -75,10 +94,95 @@ def _arguments(row: Mapping[str, Any]) -> list[str]:
     return serve_arguments(
         name=row["name"],
         slots=row["slots"],
-        memory_bytes=row["memory_bytes"],
+        memory_bytes=row["memory_bytes_per_vm"],
         heartbeat_s=row["heartbeat_s"],
         settings=row["settings"],
     )
+
+
+def _meet(
+    runtime: Runtime, row: Mapping[str, Any], vm: Mapping[str, Any], heard: OnPush
+) -> Channel:
+    """Return a channel to the VM's runner, put there if need be; VmUnreachable: not yet."""
+    backend = runtime.links.backend(vm["backend"])
+    if backend.over_network and vm["state"] == VmState.SUBMITTED:
+        _wait_for_ssh(runtime, row["id"])
+    if row["reboot"] is None and vm["state"] != VmState.CONTEXTUALIZING:
+        backend.install(vm_address(vm), _arguments(row))
+    try:
+        return _connect(backend, vm, heard)
+    except VmUnreachable:
+        if row["reboot"] is None:
+            raise
+    backend.revive(vm_address(vm), timeout_s=REVIVE_TIMEOUT_S)  # as it served before
+    return _connect(backend, vm, heard)
+
+
+def _connect(backend: Backend, vm: Mapping[str, Any], heard: OnPush) -> Channel:
+    return backend.connect(
+        vm_address(vm), watch=False, since=0, on_push=heard, timeout_s=CONNECT_TIMEOUT_S
+    )
+
+
+def _wait_for_ssh(runtime: Runtime, vm_id: int) -> None:
+    def work(connection: Connection) -> None:
+        allowed = [VmState.SUBMITTED]
+        vm_life.move_vm(connection, vm_id, VmState.WAIT_SSH_CONTEXT, allowed=allowed)
+
+    runtime.transact(work)
+    logs.transition("vm", vm_id, "WAIT_SSH_CONTEXT")
+
+
+def boot_of(hello: Mapping[str, Any]) -> str:
+    """Return what is another one after a reboot: the kernel's boot, and the runner's process."""
+    return f"{hello.get('boot_id')}:{hello.get('pid')}"
+
+
+def rebooted(before: str | None, after: str, *, whole: bool) -> bool:
+    """Return whether it is another boot; of a part of a machine its runner's is enough."""
+    if before is None:
+        return True
+    return before.split(":")[0] != after.split(":")[0] if whole else before != after
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    """Return whether the VM is a machine, and its jobs run on it."""
+    return get_backend(row["backend"]).over_network
+
+
+def _compare(
+    runtime: Runtime,
+    row: Mapping[str, Any],
+    hello: Mapping[str, Any],
+    measured: Mapping[str, Any],
+) -> None:
+    """Raise NotAsPromised, with what was measured kept, if the machine is less than it should be."""
+    wrong = fitness.shortfall(
+        fitness.Promised(
+            slots=row["slots"],
+            memory_bytes=row["memory_bytes_per_vm"],
+            architecture=row["architecture"],
+            whole=_is_whole(row),
+        ),
+        fitness.Measured(
+            cores=hello.get("cores"),
+            memory_bytes=hello.get("machine_memory_bytes"),
+            architecture=str(measured["architecture"]),
+        ),
+    )
+    if wrong is not None:
+        runtime.transact(lambda c: models.set_facts(c, row["id"], measured["facts"]))
+        raise NotAsPromised(f"VM {row['name']} is less than was promised: {wrong}")
+
+
+def configure(channel: Channel, hello: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+    """Tell the runner the pool's dead-man timer; `row` has the pool's columns of it."""
+    if "dead_man" not in hello.get("features", ()):
+        return
+    command = row["dead_man_command"]
+    if command is None and row["provider"] not in _NEVER_OFF:
+        command = ["/sbin/poweroff"]
+    channel.send("configure", dead_man=row["dead_man_s"] or 0, command=command or [])
 
 
 def _measured(hello: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,6 +197,7 @@ def _measured(hello: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any
         "architecture": architecture_of(hello["architecture"]),
         "gpus": _gpus(hello.get("gpus"), row),
         "facts": facts,
+        "boot": boot_of(hello),
     }
     if hello.get("memory_bytes"):
         fields["memory_bytes"] = hello["memory_bytes"]
@@ -110,19 +215,19 @@ def _gpus(measured: int | None, row: Mapping[str, Any]) -> int:
     return min(measured, given) if given or row["provider"] == "local" else int(measured)
 
 
-def _begin(runtime: Runtime, vm_id: int, state: str, measured: Mapping[str, Any]) -> None:
+def _begin(runtime: Runtime, vm_id: int, measured: Mapping[str, Any]) -> None:
     """Record that the VM answered and is being prepared; from here on it is watched."""
 
-    def work(connection: Connection) -> None:
+    def work(connection: Connection) -> bool:
+        state = vm_life.lock_vms(connection, [vm_id]).get(vm_id)
+        if state == VmState.CONTEXTUALIZING:
+            return False
         if state == VmState.SUBMITTED:
-            vm_life.move_vm(
-                connection, vm_id, VmState.WAIT_SSH_CONTEXT, allowed=[VmState.SUBMITTED]
-            )
-        if state != VmState.CONTEXTUALIZING:
-            vm_life.move_vm(connection, vm_id, VmState.CONTEXTUALIZING, fields=measured)
+            vm_life.move_vm(connection, vm_id, VmState.WAIT_SSH_CONTEXT)
+        vm_life.move_vm(connection, vm_id, VmState.CONTEXTUALIZING, fields=measured)
+        return True
 
-    runtime.transact(work)
-    if state != VmState.CONTEXTUALIZING:
+    if runtime.transact(work):
         logs.transition("vm", vm_id, "CONTEXTUALIZING")
         runtime.transact(watches.call_watchers)
 
@@ -185,8 +290,12 @@ def _arrive(
         fields = {**measured, "error": None, "next_try_at": None}
         if result is not None:
             fields["preparation"] = _kept(result)
+        if vm_life.lock_vms(connection, [vm_id]).get(vm_id) == VmState.WAIT_SSH_CONTEXT:
+            vm_life.move_vm(connection, vm_id, VmState.CONTEXTUALIZING)
         allowed = [VmState.SUBMITTED, VmState.CONTEXTUALIZING]
         vm_life.move_vm(connection, vm_id, VmState.RUNNING, allowed=allowed, fields=fields)
+        if row["reboot"]:
+            models.end_reboot(connection, vm_id)
         images.validate(connection, vm_id)
 
     runtime.transact(work)

@@ -13,10 +13,10 @@ from remuda.tasks import (
     enqueueing,
     health,
     leasing,
-    ledger,
     messages,
     names,
     placing,
+    retiring,
     sizing,
 )
 from remuda.tasks.app import app
@@ -48,11 +48,11 @@ def declare_stalled() -> str | None:
     return f"{counted(len(silent), 'VM')} stalled" if silent else None
 
 
-@app.task(name=names.RECONCILE_VMS, base=Sweep)  # type: ignore[untyped-decorator]
-def reconcile_vms() -> str | None:
-    """Compare rows and providers."""
-    found = ledger.reconcile_vms(get_runtime())
-    return f"{counted(found, 'VM')} looked after" if found else None
+@app.task(name=names.RETIRE_VMS, base=Sweep)  # type: ignore[untyped-decorator]
+def retire_vms() -> str | None:
+    """Take VMs further that are to go or to restart."""
+    moved = retiring.retire_vms(get_runtime())
+    return f"{counted(moved, 'VM')} to go or to restart" if moved else None
 
 
 @app.task(name=names.RECONCILE_JOBS, base=Sweep)  # type: ignore[untyped-decorator]

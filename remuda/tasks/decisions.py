@@ -84,9 +84,16 @@ def inline_outputs(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def lost(
-    connection: Connection, attempts: Sequence[Mapping[str, Any]], message: str
+    connection: Connection,
+    attempts: Sequence[Mapping[str, Any]],
+    message: str,
+    *,
+    displaced: bool = False,
 ) -> tuple[list[Outcome], list[Outcome]]:
-    """Return the outcomes of losing live attempts: (those on their way, those EXITED)."""
+    """Return the outcomes of losing live attempts: (those on their way, those EXITED).
+
+    `displaced`: their VM was taken away by its provider, as it had said.
+    """
     known = known_of(connection, [row["attempt_id"] for row in attempts])
     outcomes = [
         settle(
@@ -97,6 +104,7 @@ def lost(
                 job_state="TERMINATED",
                 reason=str(Reason.LOST),
                 message=message,
+                displaced=displaced,
             ),
         )
         for row in attempts

@@ -15,10 +15,11 @@ log = logging.getLogger(__name__)
 _CHUNK = 500
 
 
-def _send(task: str, vm_id: int, ids: Sequence[int] | None = None) -> None:
+def _send(task: str, vm_id: int | None = None, ids: Sequence[int] | None = None) -> None:
     """Send, or let it be: what a lost message would have done, a sweep does later."""
-    args = (vm_id,) if ids is None else (vm_id, list(ids))
-    shown = f"VM {vm_id}" + ("" if ids is None else f", attempts {id_list(ids)}")
+    args = () if vm_id is None else (vm_id,) if ids is None else (vm_id, list(ids))
+    shown = "" if vm_id is None else f"VM {vm_id}"
+    shown += "" if ids is None else f", attempts {id_list(ids)}"
     try:
         current_app.send_task(
             task, args=args, queue=names.QUEUE_OF[task], retry=False,
@@ -61,6 +62,16 @@ def free_job(vm_id: int, attempt_ids: Sequence[int]) -> None:
 def update_job_state(vm_id: int) -> None:
     """Have a VM's attempts compared with its runner's."""
     _send(names.UPDATE_JOB_STATE, vm_id)
+
+
+def reconcile_vms() -> None:
+    """Have rows and providers compared now."""
+    _send(names.RECONCILE_VMS)
+
+
+def retire_vms() -> None:
+    """Have VMs that are to go, or to restart, taken further."""
+    _send(names.RETIRE_VMS)
 
 
 def spawn_vm(vm_ids: Sequence[int]) -> None:

@@ -17,6 +17,8 @@ CHECK_VMS = "remuda.check_vms"
 DECLARE_STALLED = "remuda.declare_stalled"
 RELEASE_VM = "remuda.release_vm"
 SERVE_LEASES = "remuda.serve_leases"
+CHECK_HEALTH = "remuda.check_health"
+RETIRE_VMS = "remuda.retire_vms"
 RESIZE_POOLS = "remuda.resize_pools"
 RECONCILE_VMS = "remuda.reconcile_vms"
 RECONCILE_JOBS = "remuda.reconcile_jobs"
@@ -27,7 +29,9 @@ QUEUE_OF = {
     ENQUEUE: CONTROL,
     DECLARE_STALLED: CONTROL,
     RESIZE_POOLS: CONTROL,
-    RECONCILE_VMS: CONTROL,
+    RECONCILE_VMS: VMS,
+    CHECK_HEALTH: VMS,
+    RETIRE_VMS: CONTROL,
     RECONCILE_JOBS: CONTROL,
     EXPIRE: CONTROL,
     SERVE_LEASES: CONTROL,
@@ -51,5 +55,7 @@ PERIODS = {
     RECONCILE_JOBS: 5.0,
     DISPATCH: 10.0,
     RECONCILE_VMS: 10.0,
+    CHECK_HEALTH: 5.0,
+    RETIRE_VMS: 3.0,
     EXPIRE: 30.0,
 }

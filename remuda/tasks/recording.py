@@ -129,12 +129,14 @@ def tell(connection: Connection, vm_id: int, attempt_ids: Sequence[int]) -> None
 def lose_attempts(connection: Connection, vm_id: int, message: str) -> int:
     """End all live attempts of the VM as LOST, their jobs NEW again if they may; return how many.
 
-    The VM's row must be locked.
+    Of a VM whose provider had announced to take it away the losses do not count, and the jobs go
+    first. The VM's row must be locked.
     """
     attempts = collect.live_attempts(connection, [vm_id])
     if not attempts:
         return 0
-    on_their_way, exited = decisions.lost(connection, attempts, message)
+    displaced = collect.is_interrupted(connection, vm_id)
+    on_their_way, exited = decisions.lost(connection, attempts, message, displaced=displaced)
     if on_their_way:
         exits.record_ends(connection, vm_id, on_their_way)
     if exited:

@@ -78,7 +78,7 @@ def settle(known: Known | None, outcome: Outcome) -> Outcome:
     if outcome.reason == Reason.CANCELLED:
         return replace(outcome, job_state="TERMINATED")
     started = facts.state != "PLACED" or outcome.started_age_s is not None
-    counted = replace(outcome, failure=not loss, loss=loss and started)
+    counted = replace(outcome, failure=not loss, loss=loss and started and not outcome.displaced)
     decided = retry.decide(known.policy, _for_decision(known, counted))
     if isinstance(decided, retry.GiveUp):
         return replace(counted, job_state="TERMINATED", message=_told(known, counted, decided))
@@ -87,7 +87,10 @@ def settle(known: Known | None, outcome: Outcome) -> Outcome:
     if counted.failure:
         known.array_retries[0] += 1
     return replace(
-        counted, job_state="NEW", delay_s=decided.delay_s, memory_bytes=decided.memory_bytes
+        counted,
+        job_state="NEW",
+        delay_s=0.0 if outcome.displaced else decided.delay_s,
+        memory_bytes=decided.memory_bytes,
     )
 
 

@@ -108,7 +108,11 @@ def _size(connection: Connection, demand: models.PoolDemand) -> tuple[list[int],
 
 
 def _drained(demand: models.PoolDemand) -> list[int]:
-    return [vm["id"] for vm in demand.vms if vm["draining"] and vm["state"] == VmState.RUNNING]
+    return [
+        vm["id"]
+        for vm in demand.vms
+        if vm["draining"] and vm["state"] == VmState.RUNNING and vm["reboot"] is None
+    ]
 
 
 def _close(connection: Connection, demand: models.PoolDemand) -> list[int]:
@@ -165,7 +169,7 @@ def _snapshot(demand: models.PoolDemand) -> scaling.PoolSnapshot:
         ),
         queued_slots=demand.queued_slots,
         last_resize_at=pool["last_resize_at"],
-        provider_known=True,
+        provider_known=pool["frozen_at"] is None,
         launch_failures=pool["launch_failures"],
         paused_until=pool["paused_until"],
         demands=tuple(

@@ -1,11 +1,11 @@
-"""The tasks of VMs: spawn, terminate, check."""
+"""The tasks that speak to VMs and their providers: spawn, terminate, watch, check, compare."""
 
 from __future__ import annotations
 
 import logging
 
 from remuda.errors import ProviderError
-from remuda.tasks import launching, leasing, machines, names
+from remuda.tasks import health, launching, leasing, ledger, machines, names
 from remuda.tasks.app import app
 from remuda.tasks.flower.sweeps import Sweep
 from remuda.tasks.flower.wording import counted
@@ -44,3 +44,18 @@ def release_vm(vm_id: int) -> str:
     """Make a VM ready for its next user."""
     ready = leasing.release_vm(get_runtime(), vm_id)
     return f"{get_runtime().vm_name(vm_id)} is {'ready' if ready else 'not made ready by this'}"
+
+
+@app.task(name=names.CHECK_HEALTH, base=Sweep)  # type: ignore[untyped-decorator]
+def check_health() -> str | None:
+    """Check the VMs that are due."""
+    checked = health.check_health(get_runtime())
+    bad = sum(error is not None for error in checked.values())
+    return f"{counted(len(checked), 'VM')} checked, {bad} unwell" if checked else None
+
+
+@app.task(name=names.RECONCILE_VMS, base=Sweep)  # type: ignore[untyped-decorator]
+def reconcile_vms() -> str | None:
+    """Compare rows and providers."""
+    found = ledger.reconcile_vms(get_runtime())
+    return f"{counted(found, 'VM')} looked after" if found else None

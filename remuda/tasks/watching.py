@@ -8,6 +8,7 @@ watcher dead, the sweeps still bring every job to its end.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -108,8 +109,15 @@ class Watcher:
 
     def heard(self, vm_id: int, channel: Channel, message: dict[str, Any] | None) -> None:
         """Take a push of a VM's runner (None: its channel closed); called by the channel's thread."""
+        if message is not None and message.get("push") == "beat" and "dead_man" in message:
+            self._tell_alive(channel)  # here: it must not wait for the database
         kind = "push" if message is not None else "closed"
         self._inbox.put((kind, vm_id, (channel, message, time.monotonic())))
+
+    @staticmethod
+    def _tell_alive(channel: Channel) -> None:
+        with contextlib.suppress(Unreachable):
+            channel.send("heard")
 
     def _listen(self) -> None:
         pause = 0.1
@@ -216,6 +224,10 @@ class Watcher:
                 leasing.release_due(runtime)
             if "stop" in wakes:
                 cancelling.stop_vms(runtime)
+            if "ledger" in wakes:
+                messages.reconcile_vms()
+            if "retire" in wakes:
+                messages.retire_vms()
             if "watch" in wakes:
                 self._attacher.claim()
             if wakes & {"pool", "vm"}:

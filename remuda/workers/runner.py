@@ -23,10 +23,11 @@ import socket
 import sys
 from typing import Any
 
+from remuda.workers.onvm.checks import LATER
 from remuda.workers.onvm.connection import Connection
+from remuda.workers.onvm.ending import Ending
 from remuda.workers.onvm.job import NEVER, Job
 from remuda.workers.onvm.ledger import dumps
-from remuda.workers.onvm.prepare import Preparing
 from remuda.workers.onvm.processes import now, slurp
 from remuda.workers.onvm.requests import NoFile, b64
 
@@ -49,10 +50,13 @@ def cpu_model() -> str:
     return found.group(1).strip() if found else os.uname().machine
 
 
-class Runner(Preparing):
+class Runner(Ending):
     """The event loop and the requests."""
 
-    features = ("extend", "files", "follow", "peek", "prepare", "resume", "signal", "suspend")
+    features = (
+        *("check", "dead_man", "extend", "files", "follow", "peek", "prepare", "reboot"),
+        *("resume", "signal", "suspend"),
+    )
 
     def __init__(self, home: str, *, memory: int, heartbeat: float, **options: Any) -> None:
         """Take over the home; `memory` 0: what the machine has. `heartbeat` in seconds."""
@@ -106,6 +110,7 @@ class Runner(Preparing):
         jobs = min((job.deadline for job in self.pids.values() if job), default=NEVER)
         if self.preparation:
             jobs = min(jobs, self.preparation.deadline)
+        jobs = min(jobs, self.check_deadline(), self.left_alone_at())
         return min(self.beat_at, self.push_at, jobs, self.pump_at if followed else NEVER)
 
     def beat(self) -> None:
@@ -128,6 +133,7 @@ class Runner(Preparing):
             "moved_files": self.moved_files,
             "moved_bytes": self.moved_bytes,
             "n": self.ledger.n,
+            **({"dead_man": self.left_alone_at() - now()} if self.dead_man else {}),
         }
 
     # ---- connections and pushes
@@ -144,6 +150,9 @@ class Runner(Preparing):
         self.asked_to_prepare.discard(connection)
         if self.watcher is connection:
             self.watcher, self.push_at = None, NEVER
+
+    def connections_open(self) -> set[Connection]:
+        return self.connections
 
     def on_entry(self, text: str) -> None:
         if self.watcher:
@@ -214,12 +223,16 @@ class Runner(Preparing):
     def handle(self, connection: Connection, line: bytes) -> None:
         """Answer one request. One that is refused has changed nothing."""
         ask: Any = None
+        self.heard_at = now()
         try:
             ask = json.loads(line)
             verb = getattr(self, "do_" + ask["do"], None)
             if verb is None:
                 raise ValueError("unknown request")
-            reply = {"ok": True, **(verb(connection, ask) or {})}
+            result = verb(connection, ask)
+            if result is LATER:
+                return
+            reply = {"ok": True, **(result or {})}
         except NoFile as error:
             reply = {"ok": False, "code": "NOFILE", "error": str(error)}
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -249,6 +262,7 @@ class Runner(Preparing):
             "pid": os.getpid(),
             "slots": self.slots,
             "memory_bytes": self.memory,
+            "machine_memory_bytes": memory_of("MemTotal"),
             "cores": len(os.sched_getaffinity(0)),
             "gpus": self.limits.gpus,
             "cgroup": self.limits.cgroups.kind,

@@ -200,16 +200,12 @@ def test_overdue_steps(engine: Engine) -> None:
         }
 
 
-def test_tokens_of_live_vms(engine: Engine) -> None:
+def test_a_vm_with_what_its_pool_says(engine: Engine) -> None:
     with engine.begin() as connection:
         pool = make_pool(connection, settings={"a": 1})
         live, gone = make_vms(connection, pool, 2)
         vm_life.move_vm(connection, gone, VmState.STOPPING)
         vm_life.move_vm(connection, gone, VmState.HALTED)
-        tokens = {vm: str(row(connection, "vms", vm)["token"]) for vm in (live, gone)}
-        asked = [*tokens.values(), "00000000-0000-0000-0000-000000000000"]
-        assert machines.live_tokens(connection, asked) == {tokens[live]}
-        assert machines.live_tokens(connection, []) == set()
         found = machines.vm_with_pool(connection, live)
         assert found is not None
         assert found["provider"] == "local"

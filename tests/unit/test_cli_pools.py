@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,9 @@ _KNOWN: dict[str, Any] = {
     "heartbeat_at": NOON,
     "heartbeat_age_s": 0.5,
     "created_at": NOON,
+    "image": "default",
+    "facts": {"cores": 2},
+    "check_failures": 0,
 }
 _FIELDS: dict[str, Any] = {item.name: _KNOWN.get(item.name) for item in fields(VmInfo)}
 VM = VmInfo(**_FIELDS)
@@ -94,6 +97,26 @@ class FakePool:
 
     def delete(self) -> None:
         self.calls.append(("delete", self.name))
+
+    def wait_deleted(self, timeout_s: float | None, *, on_progress: Callable[..., None]) -> None:
+        for left in ({"vms": 1, "unowned": 2}, {"vms": 0, "unowned": 0}, {"vms": 0, "unowned": 0}):
+            on_progress(left)
+        if timeout_s == 0:
+            raise WaitTimeout("pool sim is not wholly gone yet")
+
+    def update_image(self, image: str, *, max_unavailable: int | None) -> None:
+        self.calls.append(("update_image", (image, max_unavailable)))
+
+    def rollout(self) -> dict[str, Any]:
+        return {"image": "new", "under_way": False, "current": 2, "outdated": 1, "running": 1}
+
+    def wait_updated(self, timeout_s: float | None, *, on_progress: Callable[..., None]) -> None:
+        on_progress({**self.rollout(), "message": "no luck"})
+        if timeout_s == 0:
+            raise WaitTimeout("pool sim has VMs of another image")
+
+    def confirm_loss(self) -> None:
+        self.calls.append(("confirm_loss", self.name))
 
     def explain(self) -> list[str]:
         return ["Because."]
@@ -277,7 +300,28 @@ def test_close(client: FakeClient) -> None:
 def test_delete_and_explain(client: FakeClient) -> None:
     client.create_pool("sim")
     assert remuda("pool explain sim").stdout == "Because.\n"
-    assert remuda("pool delete sim").stdout == "pool sim is deleted\n"
+    deleted = remuda("pool delete sim")
+    assert deleted.stdout == "pool sim is deleted\n"
+    assert deleted.stderr == "left: 1 VM and 2 machines without a VM\nits provider is asked\n"
+    assert remuda("pool delete sim --no-wait").stdout == "pool sim is being deleted\n"
+    assert remuda("pool delete sim --timeout 0").exit_code == 124
+
+
+def test_update_and_confirm_loss(client: FakeClient) -> None:
+    client.create_pool("sim")
+    assert remuda("pool update sim --image new").stdout == "new VMs of pool sim are made of new\n"
+    updated = remuda("pool update sim --image new --rolling --max-unavailable 2")
+    assert updated.stdout == "pool sim is updated to new\n"
+    assert updated.stderr == "1 of 3 VMs run from new; a launch failed: no luck\n"
+    assert remuda("pool update sim --image new --rolling --timeout 0").exit_code == 124
+    assert remuda("pool update sim --image new --no-wait").exit_code == 2
+    assert remuda("pool confirm-loss sim").stdout == "the loss of pool sim is confirmed\n"
+    assert [call for call in client.calls if call[0] in ("update_image", "confirm_loss")] == [
+        ("update_image", ("new", None)),
+        ("update_image", ("new", 2)),
+        ("update_image", ("new", 1)),
+        ("confirm_loss", "sim"),
+    ]
     assert remuda("pool explain nope").stderr == (
         "remuda: error: there is no pool 'nope'\nhint: pools: none yet\n"
     )

@@ -12,8 +12,8 @@ SURFACE = """
     ANY_OUTPUT After AlreadyExists Array BadInput Client ConfigError DataStagingError
     DatabaseUnavailable EmbeddedError Input InstanceNotFound Job JobFailed JobSpec Lease LeasedVm
     NoResources NoVmAvailable NotFound Output OutputNotAvailable Pool Refused RemudaError Result
-    RetryPolicy RetryRule Settings StaleHolder UnknownArray UnknownJob UnknownPool Usage VmInfo
-    WaitTimeout load_settings
+    RetryPolicy RetryRule Settings StaleHolder UnknownArray UnknownJob UnknownPool UnownedMachine Usage
+    VmInfo WaitTimeout load_settings
 """
 
 

@@ -101,6 +101,7 @@ class Backend(ABC):
     """Runs jobs on VMs of one kind. Has no state of its own; safe to use from many threads."""
 
     kind: ClassVar[str]
+    over_network = False  # its VMs are machines that come up by themselves: they are waited for
 
     @abstractmethod
     def connect(

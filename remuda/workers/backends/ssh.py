@@ -52,6 +52,7 @@ class SshBackend(Backend):
     """Runs jobs on hosts and VMs reached by SSH; connections are shared by the whole process."""
 
     kind = "ssh"
+    over_network = True
 
     def __init__(self) -> None:
         """Know nothing of any VM's cache yet."""

@@ -168,6 +168,8 @@ def serve(home: str, given: dict[str, Any]) -> int:
         for name in ("/runner.sock", "/runner.pid"):
             with contextlib.suppress(OSError):
                 os.unlink(home + name)
+        if runner.farewell:
+            os.execvp(runner.farewell[0], runner.farewell)
     except BaseException:
         report(writer)
     finally:

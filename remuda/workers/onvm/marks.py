@@ -14,6 +14,7 @@ from functools import lru_cache
 
 HELPER = 0  # in place of an attempt: of the runner's own programs
 PREPARATION = 0xFFFFFFFF  # of the pool's preparation, and what it leaves running
+CHECK = 0xFFFFFFFE  # of checks
 BIT = 1 << 62
 
 

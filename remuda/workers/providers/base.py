@@ -24,6 +24,7 @@ DEADLINES_S: Mapping[str, float] = {
     "terminate": 180.0,
     "livecheck": 60.0,
     "release": 180.0,
+    "reboot": 60.0,
 }
 
 
@@ -50,6 +51,7 @@ class VmSpec:
 class VmDescription:
     """A VM as the provider sees it; `address` is for the backend to understand.
 
+    `pool`: the tag it was made with; "" if the provider cannot tell.
     `interruption_at`: when the provider takes, or took, the machine away on its own account, such as a
     spot instance that others pay more for. It is told before, but not long: two minutes are usual.
     """
@@ -61,6 +63,7 @@ class VmDescription:
     public_ip: str | None = None
     token: str = ""
     interruption_at: datetime | None = None
+    pool: str = ""
 
 
 class Provider(ABC):
@@ -124,6 +127,13 @@ class Provider(ABC):
         VmUnreachable or a PermanentProviderError: the VM is not fit for work.
         TransientProviderError: it could not be told. By default there is nothing to look at.
         """
+
+    def reboot(self, provider_id: str) -> bool:
+        """Have a VM's machine restart, and return True; by default False: its runner is told to.
+
+        Raises a ProviderError. Harmless when repeated.
+        """
+        return False
 
     def release(self, provider_id: str) -> None:  # noqa: B027 - optional
         """Make a VM ready for its next user, when a lease on it or all its work has ended.

@@ -59,6 +59,10 @@ class Bounded(Provider):
         """See Provider."""
         self._within("livecheck", lambda: self._inner.livecheck(provider_id, description))
 
+    def reboot(self, provider_id: str) -> bool:
+        """See Provider."""
+        return self._within("reboot", lambda: self._inner.reboot(provider_id))
+
     def release(self, provider_id: str) -> None:
         """See Provider."""
         self._within("release", lambda: self._inner.release(provider_id))

@@ -145,6 +145,7 @@ class LocalProvider(Provider):
             address={"home": str(home)},
             private_ip="127.0.0.1",
             token=str(about.get("token", "")),
+            pool=str(about.get("pool", "")),
         )
 
     def _empty_trash(self) -> None:

@@ -113,6 +113,7 @@ class NoopProvider(Provider):
             address=address,
             private_ip=self.faults.ip or "127.0.0.1",
             token=machine.token,
+            pool=machine.pool,
         )
 
 

@@ -72,6 +72,7 @@ class _Seen:
             address={**self.host.way(), "home": self.home},
             private_ip=ip,
             token=self.token,
+            pool=str(self.claim.get("pool", "")) if self.claim else "",
         )
 
 

@@ -46,6 +46,7 @@ def upgrade() -> None:
 def _vms() -> None:
     _add(
         "vms",
+        _time("check_began_at"),
         _time("checked_at"),
         _number("check_failures", sa.Integer(), "0"),
         sa.Column("check_error", sa.Text()),
@@ -65,7 +66,7 @@ def _vms() -> None:
 def _pools() -> None:
     _add(
         "pools",
-        _number("context_timeout_s", sa.Double(), "600"),
+        sa.Column("architecture", sa.Text()),
         _number("check_interval_s", sa.Double(), "60"),
         _number("check_timeout_s", sa.Double(), "20"),
         _number("max_check_fails", sa.Integer(), "3"),
@@ -81,11 +82,11 @@ def _pools() -> None:
         _time("frozen_at"),
         sa.Column("frozen_reason", sa.Text()),
         _time("loss_confirmed_at"),
+        _time("reconcile_began_at"),
         _time("reconciled_at"),
         _time("deleted_at"),
     )
     op.alter_column("pools", "stalling_interval_s", server_default="120")
-    _check("pools", "context_timeout_s", "context_timeout_s > 0 AND context_timeout_s <= 86400")
     _check(
         "pools",
         "checks",

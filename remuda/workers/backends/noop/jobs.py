@@ -51,7 +51,7 @@ class JobTable:
         self.slots, self.memory, self.gpus = slots, memory, 0
         self.free_cores, self.free_memory = slots, memory
         self.boot = uuid.uuid4().hex
-        self.alive = True
+        self.alive, self.starts = True, 1
         self.jobs: dict[int, SimulatedJob] = {}  # queued and running
         self.ended: dict[int, SimulatedJob] = {}  # until they are freed
         self.light: collections.deque[tuple[int, int]] = collections.deque()  # see `acknowledge`
@@ -91,7 +91,7 @@ class JobTable:
         """Live again, if dead; what was not over is reported LOST."""
         if self.alive:
             return
-        self.alive = True
+        self.alive, self.starts = True, self.starts + 1
         cut_short = dict(self.jobs)
         self.jobs.clear()
         self.queue.clear()
@@ -352,15 +352,21 @@ class JobTable:
         self, key: str, words: list[str], env: dict[str, str], timeout_s: float | None
     ) -> None:
         """Run a preparation command; `on_prepared` hears how it went."""
+        result = self.outcome(words, env, timeout_s)
+        sleep_s = read_script(words).sleep_s
+        wait_s = min(sleep_s, timeout_s) if timeout_s is not None else sleep_s
+        self.loop.after(wait_s, lambda: self.on_prepared(key, result))
+
+    @staticmethod
+    def outcome(words: list[str], env: dict[str, str], timeout_s: float | None) -> dict[str, Any]:
+        """Return how a command that is no job ends."""
         script = read_script(words)
         late = timeout_s is not None and script.sleep_s > timeout_s
         text = script.stdout + "".join(f"{n}={env.get(n, '')}\n" for n in script.variables)
         fate = int(signal.SIGKILL) if late else script.signal
-        result = {
+        return {
             "st": None if fate else script.exit_code,
             "sig": fate,
             "out": text + script.stderr,
             "timed_out": late,
         }
-        wait_s = min(script.sleep_s, timeout_s) if timeout_s is not None else script.sleep_s
-        self.loop.after(wait_s, lambda: self.on_prepared(key, result))

@@ -30,7 +30,8 @@ PEEK = 4 << 20  # bytes in one answer to `peek`
 ENTRIES = 500  # in one push
 FILES = 10_000  # in one answer to `files`
 FEATURES = (
-    "extend", "files", "follow", "peek", "prepare", "resume", "signal", "suspend",
+    "check", "dead_man", "extend", "files", "follow", "peek", "prepare", "reboot", "resume", "signal",
+    "suspend",
 )  # fmt: skip
 
 
@@ -189,7 +190,7 @@ class SimulatedRunner(JobTable):
         return {
             "version": VERSION,
             "python": platform.python_version(),
-            "pid": 0,
+            "pid": self.starts,
             "slots": self.slots,
             "memory_bytes": self.memory,
             "cores": self.slots,
@@ -307,6 +308,20 @@ class SimulatedRunner(JobTable):
 
     def do_ack(self, _connection: Connection, ask: dict[str, Any]) -> None:
         self.acknowledge(int(ask["n"]))
+
+    def do_check(self, _connection: Connection, ask: dict[str, Any]) -> dict[str, Any]:
+        """Answer at once, whatever time the command would take."""
+        return self.outcome(list(ask["c"]), dict(ask.get("env") or {}), ask.get("timeout"))
+
+    def do_configure(self, _connection: Connection, ask: dict[str, Any]) -> None:
+        """Take it; a simulated machine is never left alone for long."""
+        float(ask.get("dead_man") or 0.0)
+
+    def do_heard(self, _connection: Connection, _ask: dict[str, Any]) -> None:
+        pass
+
+    def do_reboot(self, _connection: Connection, _ask: dict[str, Any]) -> None:
+        self.loop.after(0.0, self.kill)
 
     def do_stop(self, _connection: Connection, _ask: dict[str, Any]) -> None:
         self.kill()

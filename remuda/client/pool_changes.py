@@ -1,0 +1,136 @@
+"""What takes a pool its time: to close, to be deleted, to get another image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from remuda.checks import whole
+from remuda.client import pool_settings
+from remuda.errors import DatabaseUnavailable, WaitTimeout
+from remuda.models import ledger, requests, retiring
+from remuda.models.database import WAKE_CHANNEL, Listener
+
+if TYPE_CHECKING:
+    from remuda.client.context import Context
+
+_POLL_S = 1.0
+_ENDED = ("CLOSED", "PENDING_DELETE")
+
+
+class PoolChanges:
+    """The part of `remuda.client.Pool` that waits."""
+
+    id: int
+    name: str
+    _context: Context
+    _read_at: float
+
+    @property
+    def state(self) -> str:
+        """See Pool."""
+        raise NotImplementedError
+
+    def update(self) -> Self:
+        """See Pool."""
+        raise NotImplementedError
+
+    def wait_closed(self, timeout_s: float | None = None) -> None:
+        """Wait until it is closed, all its VMs confirmed gone; raises WaitTimeout."""
+        self._wait_for(lambda: self.update().state in _ENDED, timeout_s, "")
+
+    def _wait_for(self, over: Callable[[], bool], timeout_s: float | None, still: str) -> None:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        listener: Listener | None = None
+        try:
+            while True:
+                try:
+                    listener = listener or Listener(self._context.url, [WAKE_CHANNEL])
+                    if over():
+                        return
+                    left = _POLL_S if deadline is None else deadline - time.monotonic()
+                    if left <= 0:
+                        raise WaitTimeout(f"pool {self.name} {still or f'is still {self.state}'}")
+                    listener.wait(min(left, _POLL_S))
+                except DatabaseUnavailable:
+                    if listener is not None:
+                        listener.close()
+                    listener = None
+                    if not self._context.revive():
+                        raise
+        finally:
+            if listener is not None:
+                listener.close()
+
+    def delete(self) -> None:
+        """Have it removed; raises Refused while it is open. Returns at once: see `wait_deleted`."""
+        self._context.commit(lambda c: requests.delete_pool(c, self.id))
+        self._read_at = 0.0
+
+    def wait_deleted(
+        self,
+        timeout_s: float | None = None,
+        *,
+        on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        """Wait until its provider has confirmed that nothing of it is left; raises WaitTimeout.
+
+        `on_progress` is told what is left: {vms, unowned, reconciled_at}.
+        """
+
+        def over() -> bool:
+            left = self._context.read(lambda c: ledger.leftovers(c, self.id))
+            if on_progress is not None and left["deleted_at"] is None:
+                on_progress(left)
+            return left["deleted_at"] is not None
+
+        self._wait_for(over, timeout_s, "is not wholly gone yet")
+
+    def update_image(self, image: str, *, max_unavailable: int | None = None) -> None:
+        """Have its new VMs made of another image, at any time; raises Refused, BadInput.
+
+        With `max_unavailable` it is a rolling update: VMs of the old image are drained and
+        replaced, so that no more than so many are missing at a time. It goes on whoever waits for
+        it, and is turned round by another update, to the old image.
+        """
+        name = pool_settings.image_name(image)
+        most = max_unavailable
+        if most is not None:
+            whole("max_unavailable", most, least=1, most=100_000)
+        self._context.commit(
+            lambda c: retiring.change_image(c, self.id, name, max_unavailable=most)
+        )
+        self.update()
+
+    def rollout(self) -> dict[str, Any]:
+        """Return how far a rolling update is.
+
+        {under_way, image, current, outdated, running, message}: VMs of the image, of others, and
+        running ones of the image; `message`: of the last failed launch.
+        """
+        return dict(self._context.read(lambda c: retiring.rollout(c, self.id)))
+
+    def wait_updated(
+        self,
+        timeout_s: float | None = None,
+        *,
+        on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        """Wait until a rolling update is over; raises WaitTimeout. `on_progress`: see `rollout`."""
+
+        def over() -> bool:
+            state = self.rollout()
+            if on_progress is not None:
+                on_progress(state)
+            return not state["under_way"]
+
+        self._wait_for(over, timeout_s, "has VMs of another image")
+
+    def confirm_loss(self) -> None:
+        """Have the loss of most of its VMs at once, which froze it, believed now.
+
+        Raises Refused if it is not frozen.
+        """
+        self._context.commit(lambda c: ledger.confirm_loss(c, self.id))
+        self.update()
