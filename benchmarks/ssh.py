@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import cpu_s, pss_bytes
+from benchmarks.ssh_cache import cache
 from tests.sshd import Sshd, running_sshd
 
 LIMITS = {  # name: (limit, whether more is better)
@@ -29,6 +30,7 @@ LIMITS = {  # name: (limit, whether more is better)
     "ssh / fabric": (5.0, True),
     "latency_ms": (100.0, False),
     "transfer / scp": (1.3, False),
+    "cache_disk_peak_mb": (2000.0, False),
     "watch_memory_mb": (150.0, False),
     "watch_cpu_percent": (10.0, False),
 }
@@ -254,10 +256,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         host = stack.enter_context(running_sshd())
         if "transfers" in arguments.parts:
             found |= transfers(host, arguments.rounds, folder)
-        if {"jobs", "watching"} & set(arguments.parts):
+        if {"jobs", "cache", "watching"} & set(arguments.parts):
             remuda("up")
         if "jobs" in arguments.parts:
             found |= jobs_and_latency(host, arguments.jobs, arguments.rounds)
+        if "cache" in arguments.parts:
+            found |= cache(host, arguments.jobs, folder)
         if "watching" in arguments.parts:
             remuda("down")
             remuda("up")  # what a worker has that did nothing but watch
@@ -276,7 +280,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vms", type=int, default=50)
     parts = ("transfers", "jobs", "watching")
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    told = "all but `cache` unless told, which copies 100 MB for each of the jobs"
+    parser.add_argument("--parts", nargs="+", choices=(*parts, "cache"), default=parts, help=told)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="remuda-bench-") as name:

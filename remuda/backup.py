@@ -229,7 +229,9 @@ def _copy_new(source: Path, target: Path) -> int:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(root):
+    for folder, folders, names in os.walk(root):
+        if Path(folder) == root and "partial" in folders:
+            folders.remove("partial")  # beginnings of what workers write just now
         for name in names:
             path = Path(folder, name)
             if path.is_file() and not path.is_symlink():

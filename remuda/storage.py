@@ -2,12 +2,14 @@
 
     inputs/<ab>/<sha256>                     inputs, by their content: the same file is kept once
     jobs/<job>/<attempt>/<file|stream>/<name>   what attempts left
+    partial/.<hash>.part                     beginnings of large outputs, for whoever goes on
 
 Nothing is ever half there: files are written aside and renamed, or uploaded when complete.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -21,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from remuda.errors import ConfigError, DataStagingError, OutputNotAvailable
 from remuda.files import copy_file, sha256_of, telling, trouble, written_aside
+from remuda.partials import partial
 from remuda.stores import file_system, open_url, pull, push, size_of, validate_urls
 
 __all__ = ["Storage", "StoredFile", "validate_urls"]
@@ -70,6 +73,11 @@ class Storage:
         """The directory it is; None if it is elsewhere."""
         return self._root
 
+    @property
+    def partials(self) -> Path | None:
+        """The directory for beginnings of files, if the storage is one; see `writing`."""
+        return None if self._root is None else self._root / "partial"
+
     def url(self, key: str) -> str:
         """Return the URL of `key`, a relative path; raises DataStagingError for any other."""
         if not key or key.startswith("/") or ".." in key.split("/") or "\0" in key:
@@ -85,12 +93,20 @@ class Storage:
             return (self._root / key).stat().st_size
 
     @contextmanager
-    def writing(self, key: str, *, mode: int | None = None) -> Iterator[BinaryIO]:
+    def writing(
+        self, key: str, *, mode: int | None = None, partials: Path | None = None
+    ) -> Iterator[BinaryIO]:
         """Open `key` for writing; it appears, in place of an older one, if the block succeeds.
 
-        `mode`: its permission bits, where the storage has such.
+        `mode`: its permission bits, where the storage has such. `partials`: a folder for what is
+        cut short (of this storage itself, if it is one: `partials`); the stream begins with that.
         """
         url = self.url(key)
+        if partials is not None:
+            with partial(partials, key) as stream:
+                yield stream
+                self._take(stream, key, mode)
+            return
         if self._root is None:
             with tempfile.TemporaryDirectory(prefix="remuda-") as folder:
                 aside = Path(folder) / "file"
@@ -102,6 +118,25 @@ class Storage:
             target = self._prepare(key)
         with written_aside(target, what=url, mode=mode) as stream:
             yield stream
+
+    def _take(self, stream: BinaryIO, key: str, mode: int | None) -> None:
+        """Put a complete file in its place."""
+        url = self.url(key)
+        with telling(url):
+            stream.flush()
+            if self._root is not None:
+                if mode is not None:
+                    os.fchmod(stream.fileno(), mode)
+                target = self._prepare(key)
+                try:
+                    os.replace(stream.name, target)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    with written_aside(target, what=url, mode=mode) as copy:
+                        copy_file(stream.fileno(), copy.fileno())
+                return
+        push(stream.name, url, system=self._fs)
 
     def put_file(self, path: str | os.PathLike[str], *, name: str = "") -> StoredFile:
         """Keep a local file under the hash of its content and return where.

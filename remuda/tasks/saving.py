@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from remuda.errors import DataStagingError
 from remuda.files import sha256_of, telling
+from remuda.partials import partial
 from remuda.spec_files import destination, filler, is_url
 from remuda.storage import Storage
 from remuda.stores import push
 from remuda.tasks.links import vm_address
 from remuda.tasks.runtime import Runtime
 from remuda.workers.channel import Channel
+
+LARGE_BYTES = 1 << 20  # from here on, what came of a file outlives this process
 
 
 class Saver:
@@ -23,6 +24,9 @@ class Saver:
     def __init__(self, runtime: Runtime, vm: Mapping[str, Any], channel: Channel) -> None:
         """`vm`: its row, `channel`: open to its runner. Raises ConfigError for a wrong storage."""
         self._storage = Storage(runtime.settings.storage)
+        # Of any worker with this storage; else of the next on this machine.
+        own = runtime.settings.state_dir / "partial"
+        self._partials = self._storage.partials or own
         self._backend = runtime.links.backend(vm["backend"])
         self._vm = vm_address(vm)
         self._channel = channel
@@ -71,15 +75,20 @@ class Saver:
             done = self._backend.fetch(self._channel, self._vm, row["attempt_id"], source, target)
             if size is not None and done != size:
                 raise DataStagingError(f"output {name!r:.200} has {done} bytes, it had {size}")
-            target.flush()
+            with telling("the worker's storage"):
+                target.flush()
             return done, sha256_of(target.fileno())
 
         if is_url(to):
             url = to
-            size, sha256 = _put(fetch, url)
+            with partial(self._partials, key) as target:
+                size, sha256 = fetch(target)
+                push(target.name, url)
         else:
             url = self._storage.url(key)
-            with self._storage.writing(key, mode=mode) as target:
+            large = size is None or size >= LARGE_BYTES
+            partials = self._partials if large else None
+            with self._storage.writing(key, mode=mode, partials=partials) as target:
                 size, sha256 = fetch(target)
         return {
             "attempt_id": row["attempt_id"],
@@ -90,16 +99,6 @@ class Saver:
             "url": url,
             "sha256": sha256,
         }
-
-
-def _put(fetch: Callable[[BinaryIO], tuple[int, str]], url: str) -> tuple[int, str]:
-    """Fetch a file aside and put it at the URL."""
-    with tempfile.TemporaryDirectory(prefix="remuda-") as folder:
-        aside = Path(folder) / "file"
-        with telling("the worker's temporary files"), aside.open("w+b") as target:
-            done = fetch(target)
-        push(aside, url)
-    return done
 
 
 def _filled(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Files to and from a host: streamed, whole or not at all, checked by their hash, gone on with.
 
 The bytes go as they are through a session's standard input and output. What came of a file before
-the line broke is kept, on the host beside the file's place, here as an open descriptor of the file
-it was written to; the next try goes on from there if that is the beginning of the same file.
+the line broke is kept, on the host beside the file's place, here in the file it was written to, and
+as an open descriptor of that; the next try goes on from there if that is the beginning of the same
+file.
 """
 
 from __future__ import annotations
@@ -104,12 +105,14 @@ _lock = threading.Lock()
 def get(host: Host, home: str, attempt_id: int, name: str, file: BinaryIO) -> int:
     """Copy a file of an exited attempt into `file`, which is at its start; returns the size.
 
-    Raises OutputNotAvailable if there is no such file, VmUnreachable if the line breaks (if `file`
-    is a real one, the next call goes on from what came), DataStagingError if it cannot be written
-    or is not what the host sent.
+    What `file` holds already is gone on with if that is how the file begins, else replaced. Raises
+    OutputNotAvailable if there is no such file, VmUnreachable if the line breaks (if `file` is
+    a real one, the next call goes on from what came), DataStagingError if it cannot be written or
+    is not what the host sent.
     """
     key = (host, home, attempt_id, name)
     sha256, done = _take_up(key, file)
+    begun = done > 0
     try:
         while True:
             with asking(
@@ -127,18 +130,18 @@ def get(host: Host, home: str, attempt_id: int, name: str, file: BinaryIO) -> in
                 if said.get("missing"):
                     raise OutputNotAvailable(f"attempt {attempt_id} has no file {name!r:.200}")
                 if (said["at"], said["prefix"]) != (done, sha256.hexdigest()):
-                    file.seek(0)
-                    file.truncate()
-                    sha256, done = hashlib.sha256(), 0
+                    sha256, done, begun = _emptied(file), 0, False
                     continue  # another file than the one that broke off
                 size = int(said["size"])
                 for piece in question.session.pieces(size - done):
                     sha256.update(piece)
                     _write(file, piece, name)
                     done += len(piece)
-                if question.answer()["sha256"] != sha256.hexdigest():
-                    raise DataStagingError(f"{name!r} of attempt {attempt_id} came damaged")
-            return size
+                if question.answer()["sha256"] == sha256.hexdigest():
+                    return size
+            if not begun:
+                raise DataStagingError(f"{name!r} of attempt {attempt_id} came damaged")
+            sha256, done, begun = _emptied(file), 0, False  # once, all of it
     except VmUnreachable:
         _keep(key, file, done, sha256)
         raise
@@ -151,8 +154,25 @@ def _write(file: BinaryIO, piece: bytes, name: str) -> None:
         raise DataStagingError(f"cannot write {name!r}: {error}") from error
 
 
+def _emptied(file: BinaryIO) -> Any:
+    """Begin the file anew; return the hash of nothing."""
+    file.seek(0)
+    file.truncate()
+    return hashlib.sha256()
+
+
+def _held(file: BinaryIO) -> tuple[Any, int]:
+    """Go to the end of what the file holds; return the hash of that, and its size."""
+    sha256, done = hashlib.sha256(), 0
+    while file.readable() and (piece := _read(file)):
+        sha256.update(piece)
+        done += len(piece)
+    return sha256, done
+
+
 def _take_up(key: tuple[Any, ...], file: BinaryIO) -> tuple[Any, int]:
     """Begin `file` with what came of it the last time; return its hash so far and its size."""
+    held = _held(file)
     with _lock:
         found = _beginnings.pop(key, None)
         late = time.monotonic() - KEPT_S
@@ -161,9 +181,11 @@ def _take_up(key: tuple[Any, ...], file: BinaryIO) -> tuple[Any, int]:
     for beginning in dropped:
         beginning.drop()
     if found is None:
-        return hashlib.sha256(), 0
+        return held
     try:
         at = 0
+        if held[1]:
+            return held
         while at < found.done and (piece := os.pread(found.fd, PIECE, at)):
             _write(file, piece[: found.done - at], key[-1])
             at += len(piece)

@@ -8,6 +8,7 @@ files.
 from __future__ import annotations
 
 import base64
+import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -217,7 +218,8 @@ class Backend(ABC):
         """Copy a whole file of an exited attempt (see `peek`) to the target; returns its size.
 
         A path is written under another name and then renamed, so it is there whole or not at all.
-        Raises OutputNotAvailable, or DataStagingError if the target cannot be written.
+        What an open file holds already is gone on with, or replaced. Raises OutputNotAvailable, or
+        DataStagingError if the target cannot be written.
         """
         if isinstance(target, Path):
             with atomic_target(target) as file:
@@ -231,6 +233,7 @@ class Backend(ABC):
     def _copy_out(
         self, channel: Channel, vm: VmAddress, attempt_id: int, name: str, file: BinaryIO
     ) -> int:
+        empty(file)
         done, whole = 0, -1
         while True:
             data, at, size = self.peek(channel, vm, attempt_id, name, offset=done, size=PIECE)
@@ -262,6 +265,13 @@ class Backend(ABC):
             "limit": job.output_limit_bytes,
             **{key: value for key, value in _seldom(job).items() if value},
         }
+
+
+def empty(file: BinaryIO) -> None:
+    """Give up what came of a file before."""
+    if file.seekable() and file.seek(0, os.SEEK_END):
+        file.seek(0)
+        file.truncate()
 
 
 def _seldom(job: StartJob) -> dict[str, Any]:

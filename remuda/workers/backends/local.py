@@ -15,7 +15,14 @@ from urllib.parse import unquote, urlsplit
 from remuda.errors import BackendError, DataStagingError, RemudaError, VmUnreachable
 from remuda.files import copy_file, sha256_of
 from remuda.stores import one_batch, pull
-from remuda.workers.backends.base import NO_SOURCE, Backend, InputFile, StartJob, VmAddress
+from remuda.workers.backends.base import (
+    NO_SOURCE,
+    Backend,
+    InputFile,
+    StartJob,
+    VmAddress,
+    empty,
+)
 from remuda.workers.bundle import install
 from remuda.workers.cache import Cache
 from remuda.workers.channel import Channel
@@ -133,6 +140,7 @@ class LocalBackend(Backend):
         try:
             with open(path, "rb") as source:
                 size = os.fstat(source.fileno()).st_size
+                empty(file)
                 done = _copy(source, file)
             if done != size:
                 raise DataStagingError(f"{name!r} of attempt {attempt_id} changes while it is read")
