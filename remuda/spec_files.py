@@ -131,6 +131,8 @@ def path_of_url(url: str) -> str:
 def _items(what: str, value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping):
         return value.items()
+    if value == ANY_OUTPUT and what == "outputs":
+        return [value]
     if isinstance(value, (str, bytes, os.PathLike)) or not isinstance(value, Iterable):
         raise BadInput(f"{what} must be a list of files, not {shown(value)}", hint="use [...]")
     return value

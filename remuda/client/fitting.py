@@ -37,11 +37,13 @@ def never_fits(
             f"it asks for {cores} cores, a VM of pool {name} has {slots} (slots_per_vm),"
             f" {cores - slots} too few"
         )
-    limit = pool["memory_bytes_per_vm"] or memory_bytes
+    limit, told = pool["memory_bytes_per_vm"] or memory_bytes, "memory_bytes_per_vm"
+    if limit is None and kinds and all(kind.memory_bytes for kind in kinds):
+        limit, told = max(kind.memory_bytes or 0 for kind in kinds), "as measured"
     if memory is not None and limit is not None and memory > limit:
         lacks.append(
             f"it asks for {memory} bytes of memory, a VM of pool {name} has {limit} "
-            f"(memory_bytes_per_vm), {memory - limit} too few"
+            f"({told}), {memory - limit} too few"
         )
     if pool["is_elastic"]:
         most, which = pool["elastic_maximum_slots"], "maximum_total_slots"

@@ -161,7 +161,8 @@ class Submitter:
     def _never_fits(self, spec: JobSpec, pool: Mapping[str, Any]) -> str | None:
         needs: dict[str, Any] = {"cores": spec.cores, "memory_bytes": spec.memory_bytes}
         memory = self._memory[pool["id"]]
-        if not (spec.gpus or spec.architecture or spec.constraints):
+        told = spec.memory_bytes is None or memory or pool["memory_bytes_per_vm"]
+        if told and not (spec.gpus or spec.architecture or spec.constraints):
             return never_fits(needs, pool, memory_bytes=memory)
         if self._limits is None:
             ids = [pool["id"] for pool in self._pools]

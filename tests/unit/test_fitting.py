@@ -31,3 +31,25 @@ def test_it_is_told_why() -> None:
     assert never_fits(job, pool, memory_bytes=None) is None
     told = never_fits(job, pool, memory_bytes=None, kinds=[Hardware(cores=1, gpus=0)])
     assert told == "it asks for 1 GPU, a VM of pool lab has no GPU (gpus_per_vm)"
+
+
+def test_memory_that_was_measured_counts_where_the_pool_says_nothing() -> None:
+    """Hosts tell their memory only once they run: who asks for more would wait for ever."""
+    job = {"cores": 1, "memory_bytes": 900 << 30}
+    pool = {
+        "name": "lab",
+        "provider": "static",
+        "slots_per_vm": 1,
+        "memory_bytes_per_vm": None,
+        "gpus_per_vm": 0,
+        "is_elastic": False,
+        "instance_count": 2,
+    }
+    kinds = [Hardware(memory_bytes=8 << 30), Hardware(memory_bytes=16 << 30)]
+    assert never_fits(job, pool, memory_bytes=None) is None
+    assert never_fits(job, pool, memory_bytes=None, kinds=[*kinds, Hardware()]) is None
+    told = never_fits(job, pool, memory_bytes=None, kinds=kinds)
+    assert told is not None
+    assert "a VM of pool lab has 17179869184 (as measured)" in told
+    enough = never_fits({**job, "memory_bytes": 16 << 30}, pool, memory_bytes=None, kinds=kinds)
+    assert enough is None

@@ -153,3 +153,9 @@ def test_all_schemes_are_possible() -> None:
         [file] = JobSpec(["true"], inputs=[(url, "y")]).input_files
         assert file == Input("/x" if scheme == "file" else url, "y")
     assert JobSpec(["true"], inputs=[Path("a*")]).input_files == (Input("a*", "./"),)
+
+
+def test_any_output_needs_no_list() -> None:
+    assert JobSpec(["true"], outputs=ANY_OUTPUT) == JobSpec(["true"], outputs=[ANY_OUTPUT])
+    with pytest.raises(BadInput, match="list of files"):
+        JobSpec(["true"], outputs="out.txt")
