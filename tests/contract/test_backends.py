@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from remuda import kinds
 from remuda.errors import BadInput
 from remuda.testing import BackendContract, Place, Site
 from remuda.workers import backends
@@ -79,7 +80,8 @@ class TestRegistry:
 
     def test_a_package_adds_a_kind(self, monkeypatch: pytest.MonkeyPatch) -> None:
         point = EntryPoint("mine", "remuda.workers.backends.local:LocalBackend", backends.GROUP)
-        monkeypatch.setattr(backends, "entry_points", lambda group: EntryPoints([point]))
+        points = EntryPoints([point])
+        monkeypatch.setattr(kinds, "entry_points", points.select)
         get_backend.cache_clear()
         assert get_backend("mine") is get_backend("mine")
         get_backend.cache_clear()

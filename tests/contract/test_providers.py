@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from remuda import kinds
 from remuda.config import Settings
 from remuda.errors import BadInput, PermanentProviderError, TransientProviderError
 from remuda.testing import ProviderContract, world
@@ -234,7 +235,8 @@ class TestRegistry:
 
     def test_a_package_adds_a_kind(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         point = EntryPoint("mine", "remuda.workers.providers.local:LocalProvider", providers.GROUP)
-        monkeypatch.setattr(providers, "entry_points", lambda group: EntryPoints([point]))
+        points = EntryPoints([point])
+        monkeypatch.setattr(kinds, "entry_points", points.select)
         assert get_provider("mine", Settings(data_dir=tmp_path)).list("") == []
         with pytest.raises(BadInput, match="local, mine"):
             get_provider("vapour", Settings(data_dir=tmp_path))

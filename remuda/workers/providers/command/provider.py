@@ -76,10 +76,8 @@ class CommandProvider(Provider):
         """Return what the hooks of a call may take, and what goes with it."""
         if self._hooks is None:
             return super().deadline_s(call)
-        hooks = {"spawn": ("new",), "terminate": ("delete", "list"), "describe": ()}.get(
-            call, (call,)
-        )
-        return sum(self._hooks.timeouts_s[hook] for hook in hooks) + _MARGIN_S
+        hooks = {"spawn": ("new",), "terminate": ("delete", "list"), "describe": (), "reboot": ()}
+        return sum(self._hooks.timeouts_s[hook] for hook in hooks.get(call, (call,))) + _MARGIN_S
 
     def spawn(self, spec: VmSpec, token: str) -> str:
         """Enter the VM in the book and run `cmd_new`; it has made it when it succeeds."""
