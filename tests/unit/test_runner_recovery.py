@@ -16,7 +16,7 @@ import pytest
 
 from remuda.workers.onvm.ledger import Ledger
 from remuda.workers.onvm.processes import describe_process
-from tests.unit.vm import Vm, a_vm, job, output, wait_dead, wait_until
+from tests.unit.vm import Line, Vm, a_vm, job, output, wait_dead, wait_until
 
 
 @pytest.fixture
@@ -301,6 +301,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def fill_up(line: Line, filler: Path) -> None:
+    """Write until nothing fits any more; what has ended may give some back a moment later."""
+    numbers = itertools.count(1000)
+
+    def full() -> bool:
+        with pytest.raises(OSError, match="No space left"), filler.open("ab") as file:
+            file.write(bytes(4 << 20))
+        return bool(line.run(next(numbers), "true")["why"] == "STAGING")
+
+    wait_until(full, "nothing fits any more")
+
+
 def test_a_full_disk_fails_jobs_not_the_runner(small_disk: Path) -> None:
     for vm in a_vm(small_disk / "vm"):
         line = vm.serve().line()
@@ -321,14 +333,7 @@ def test_a_full_disk_fails_jobs_not_the_runner(small_disk: Path) -> None:
         line.start(job(3, "sleep", "1000"))
         line.started(3)
         filler = small_disk / "filler"
-        numbers = itertools.count(1000)
-
-        def full() -> bool:  # what ended may give back some space a moment later
-            with pytest.raises(OSError, match="No space left"), filler.open("ab") as file:
-                file.write(bytes(4 << 20))
-            return bool(line.run(next(numbers), "true")["why"] == "STAGING")
-
-        wait_until(full, "nothing fits any more")
+        fill_up(line, filler)
         line.start(*(job(a, "true") for a in range(10, 200)))
         ends = [line.exit(a) for a in range(10, 200)]
         assert {e["why"] for e in ends} <= {"OK", "STAGING"}
