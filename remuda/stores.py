@@ -242,6 +242,13 @@ def _sftp() -> Any:
     import paramiko
     from fsspec.implementations.sftp import SFTPFileSystem
 
+    class Refusing(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
+        def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
+            # Of ours, not of paramiko's: those may pass, and this never does.
+            raise DataStagingError(
+                f"the host key of {hostname} is not known here", hint="add it to known_hosts"
+            )
+
     class Sftp(SFTPFileSystem):  # type: ignore[misc]
         protocol = ("sftp",)
         cachable = False
@@ -254,7 +261,7 @@ def _sftp() -> Any:
             said = config.lookup(self.host)
             keys = said.get("userknownhostsfile", "~/.ssh/known_hosts").split()
             self.client = paramiko.SSHClient()
-            self.client.set_missing_host_key_policy(paramiko.RejectPolicy())
+            self.client.set_missing_host_key_policy(Refusing())
             for known in (*keys, "/etc/ssh/ssh_known_hosts"):
                 if os.path.isfile(os.path.expanduser(known)):
                     self.client.load_host_keys(os.path.expanduser(known))

@@ -64,10 +64,13 @@ def test_the_storage_on_a_server(url: str, tmp_path: Path) -> None:
 def test_an_unknown_host_is_refused(url: str, sshd: Sshd, tmp_path: Path) -> None:
     known = Path(os.environ["HOME"]) / ".ssh" / "known_hosts"
     pinned = known.read_text()
-    for wrong in ("", pinned.replace(sshd.host_key, "ssh-ed25519 " + "A" * 68)):
+    for tries, wrong in enumerate(
+        ("", pinned.replace(sshd.host_key, "ssh-ed25519 " + "A" * 68)), 1
+    ):
         known.write_text(wrong)
         with pytest.raises(DataStagingError):
             stores.pull(f"{url}/x", tmp_path / "x")
+        assert sshd.log().count("Connection from") == tries + 1  # nobody tries that again
     assert "Accepted" not in sshd.log()
 
 

@@ -99,7 +99,9 @@ def test_a_download_goes_on_where_it_broke(web: Web, tmp_path: Path) -> None:
     web.breaks = 3
     stores.pull(web.url, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == web.data
-    assert (web.asked, web.sent) == (4, SIZE)
+    # What had come but was not read yet when a line broke may come again; all of it never does.
+    assert web.asked == 4
+    assert SIZE <= web.sent < 2 * SIZE
 
 
 def test_a_server_without_ranges_is_read_anew_up_to_there(web: Web, tmp_path: Path) -> None:

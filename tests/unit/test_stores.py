@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -184,12 +185,26 @@ def test_a_store_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch)
     assert caught.value.hint == "pip install 'remuda[gs]'"
 
 
-def test_no_host_key_is_believed_for_sftp(tmp_path: Path) -> None:
+def test_a_server_that_only_hangs_up_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PAUSES_S", (0.01, 0.02))
+    met: list[Any] = []
+
+    def hang_up() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                caller, address = server.accept()
+                met.append(address)
+                caller.close()
+
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
+        threading.Thread(target=hang_up, daemon=True).start()
         with pytest.raises(DataStagingError, match="sftp"):
             stores.pull(f"sftp://me@127.0.0.1:{port}/x", tmp_path / "x")
+        server.shutdown(socket.SHUT_RDWR)
+    assert len(met) >= 3
 
 
 def test_the_storage_in_a_bucket(bucket: str, tmp_path: Path) -> None:
