@@ -137,7 +137,7 @@ def test_looking_into_a_job_that_has_ended(client: Client, pool: Pool, system: S
         job.send_signal("TERM")
     shell = remuda(system, "job", "shell", str(job.id), "--", "true")
     assert (shell.exit_code, "its sandbox is gone" in shell.output) == (1, True)
-    waiting = client.submit(JobSpec(["true"], cores=4), pool=pool, allow_pending=True)
+    waiting = client.submit(JobSpec(["true"], cores=5), pool=pool, allow_pending=True)
     waiting.suspend()
     for call in (lambda: waiting.peek("stdout"), waiting.files):
         with pytest.raises(OutputNotAvailable, match="NEW"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from typing import Any
 
 from remuda.errors import ImageError, PermanentProviderError
@@ -11,6 +12,8 @@ from remuda.workers.providers.libvirt.hypervisor import code_of, libvirt, unless
 from remuda.workers.providers.libvirt.machine import About, overlay_xml, seed_xml, storage_xml
 
 __all__ = ["make_volumes", "remove_volumes", "storage_of"]
+
+_ALLOCATED_S = 20.0  # for so long a volume that somebody else just makes is waited for
 
 
 def storage_of(connection: Any, settings: GuestSettings) -> Any:
@@ -76,7 +79,18 @@ def make_volumes(
     with unless("STORAGE_VOL_EXIST"):
         storage.createXML(seed_xml(about.seed, size_bytes=len(seed)))
     stream = connection.newStream()
-    storage.storageVolLookupByName(about.seed).upload(stream, 0, len(seed))
+    volume = storage.storageVolLookupByName(about.seed)
+    until = time.monotonic() + _ALLOCATED_S
+    while True:
+        try:
+            volume.upload(stream, 0, len(seed))
+            break
+        except libvirt().libvirtError as error:
+            # Another who launches the same VM at this moment has it made.
+            if code_of(error) != "OPERATION_INVALID" or time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+            stream = connection.newStream()
     rest = memoryview(seed)
 
     def more(_stream: Any, size: int, _opaque: Any) -> bytes:
