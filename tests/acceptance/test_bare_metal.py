@@ -137,8 +137,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Sshd]
             pool = client.create_pool(
                 "lab",
                 provider="static",
-                settings={"hosts": [sshd.entry(cores=4)]},
-                slots_per_vm=4,
+                settings={"hosts": [sshd.entry(cores=2)]},
+                slots_per_vm=2,
                 heartbeat_s=1,
             )
             pool.submit()
@@ -174,8 +174,8 @@ def test_a_rolling_restart_loses_and_repeats_nothing(
 
         def submit() -> None:
             while not over.is_set():
-                jobs.extend(client.submit_array(spec, 4, pool="lab"))
-                over.wait(0.3)
+                jobs.extend(client.submit_array(spec, 2, pool="lab"))
+                over.wait(0.5)
 
         producer = threading.Thread(target=submit)
         producer.start()
