@@ -6,9 +6,11 @@ nothing, the first break is the end.
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import re
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -24,6 +26,14 @@ PROGRESS = 1 << 20  # bytes after which the budget is whole again
 RANGE = 8 << 20  # bytes asked for at once of an object store
 WINDOW = 4 << 20  # bytes under way from an SFTP server
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be another the next time
+_NETWORK = {
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETRESET,
+    errno.ENETUNREACH,
+    socket.EAI_AGAIN,
+}
 
 T = TypeVar("T")
 
@@ -125,6 +135,10 @@ def passing(error: BaseException) -> bool:
     if status is not None and str(status).isdigit():
         return int(status) in _AGAIN
     if isinstance(error, (ConnectionError, TimeoutError, EOFError)):
+        return True
+    if isinstance(error, OSError) and error.errno in _NETWORK:
+        return True
+    if type(error) is OSError and str(error) == "Socket is closed":  # paramiko's, of a channel
         return True
     if isinstance(error, ValueError):
         return False

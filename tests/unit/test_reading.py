@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -190,3 +192,19 @@ def test_parts_of_objects_are_tried_again_each_for_itself(
     assert cutting.down < len(data) + (10 << 20)
     back = (tmp_path / "back").read_bytes()
     assert hashlib.sha256(back).digest() == hashlib.sha256(data).digest()
+
+
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [
+        (OSError("Socket is closed"), True),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), True),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), True),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), False),
+        (OSError("Failure"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+    ],
+)
+def test_what_may_pass(error: OSError, may_pass: bool) -> None:
+    assert reading.passing(error) is may_pass
