@@ -54,9 +54,12 @@ class Libvirtd:
     def key_file(self) -> Path:
         return self.folder / "key"
 
-    def settings(self, guest: Path | None = None, **more: Any) -> dict[str, Any]:
+    def settings(
+        self, guest: Path | None = None, *, clock_s: int = 0, **more: Any
+    ) -> dict[str, Any]:
         """Return settings of a pool. Its image `guest` boots from a folder that `built_guest` made.
 
+        It boots with its clock `clock_s` seconds fast.
         The image `blank` is there always: an empty disk, on which a VM finds nothing to do.
         """
         images: dict[str, Any] = {"blank": f"{self.folder}/blank.qcow2"}
@@ -68,7 +71,7 @@ class Libvirtd:
                 "disk": files["disk.qcow2"],
                 "kernel": files["vmlinuz"],
                 "initrd": files["initrd.img"],
-                "cmdline": CMDLINE,
+                "cmdline": f"{CMDLINE} clock={clock_s}",
             }
         return {
             "uri": self.uri,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ __all__ = ["libvirtd"]
 
 _BUSY = """SELECT v.provider_id FROM attempts a JOIN vms v ON v.id = a.vm_id
            WHERE a.state = 'STARTED' ORDER BY v.id"""
+_NOT_IN_ORDER = """SELECT j.id, j.submitted_at, a.started_at, a.ended_at
+                   FROM jobs j JOIN attempts a ON a.job_id = j.id
+                   WHERE a.state = 'COLLECTED' AND NOT (j.submitted_at < a.started_at
+                     AND a.started_at < a.ended_at AND a.ended_at <= clock_timestamp())"""
 BOOT_S = 180.0  # an emulated machine costs ten seconds of a core, which other tests want, too
 
 
@@ -30,8 +35,11 @@ def system(tmp_path: Path, database_url: str, libvirtd: Libvirtd) -> Iterator[Sy
 
 @pytest.mark.timeout(600)
 def test_jobs_run_in_virtual_machines(system: System, libvirtd: Libvirtd, tmp_path: Path) -> None:
-    """A VM whose plug is pulled under its jobs is replaced, and they run again."""
-    settings = libvirtd.settings(built_guest(), user="remuda")
+    """A VM whose plug is pulled under its jobs is replaced, and they run again.
+
+    Their clocks are an hour fast: nothing that is told of the VMs or the jobs is off by it.
+    """
+    settings = libvirtd.settings(built_guest(), clock_s=3600, user="remuda", cores=2)
     (tmp_path / "in").write_text("the input\n")
     with system.client() as client:
         pool = client.create_pool(
@@ -45,7 +53,7 @@ def test_jobs_run_in_virtual_machines(system: System, libvirtd: Libvirtd, tmp_pa
         )
         pool.submit()
         spec = JobSpec(
-            ["sh", "-c", "cat in > out; id -un; uname -n; echo $REMUDA_VM; sleep 2"],
+            ["sh", "-c", "cat in > out; id -un; uname -n; date +%s; echo $REMUDA_VM; sleep 2"],
             inputs=[(str(tmp_path / "in"), "in")],
             outputs=["out"],
             output_dir=str(tmp_path / "results" / "{index}"),
@@ -60,6 +68,11 @@ def test_jobs_run_in_virtual_machines(system: System, libvirtd: Libvirtd, tmp_pa
         assert {r.outputs["out"].read_text() for r in results} == {"the input\n"}
         assert {r.stdout.split()[0] for r in results} == {b"remuda"}
         assert all(r.usage.peak_memory_bytes or 0 > 0 for r in results)
+        assert all(abs(int(r.stdout.split()[2]) - time.time() - 3600) < 600 for r in results)
+        assert system.query(_NOT_IN_ORDER) == []
+        assert all(2 <= (r.usage.wall_s or 0) < 30 for r in results)
+        too_long = client.submit(JobSpec(["sleep", "1000"], walltime_s=2), pool=pool)
+        assert too_long.wait(timeout_s=BOOT_S).reason == "WALLTIME"
         (lost,) = system.query("SELECT count(*) FROM attempts WHERE state = 'LOST'")
         assert lost["count"] == 2
         ended = system.query("SELECT state, error FROM vms WHERE provider_id = %(vm)s", vm=victim)

@@ -116,8 +116,8 @@ def test_five_thousand_jobs_of_every_kind(system: System, four: list[Sshd], tmp_
         pool = client.create_pool(
             "lab",
             provider="static",
-            settings={"hosts": [host.entry(cores=8) for host in four]},
-            slots_per_vm=8,
+            settings={"hosts": [host.entry(cores=2) for host in four]},
+            slots_per_vm=2,
             instance_count=4,
             heartbeat_s=2,
         )
