@@ -56,19 +56,12 @@ class ProcessStatus:
 
 def default_commands(settings: Settings) -> dict[str, tuple[str, ...]]:
     """Return the command of each process by its name, in the order they are started."""
-    celery = (sys.executable, "-m", "celery", "-A", "remuda.tasks")
+    tasks = (sys.executable, "-m", "remuda.tasks")
     level = f"--loglevel={settings.log_level}"
-    worker = (
-        "worker",
-        level,
-        "--pool=threads",
-        f"--concurrency={settings.worker_concurrency}",
-        "--hostname=embedded@%h",
-        "--without-mingle",
-        "--without-gossip",
-    )
-    beat = ("beat", level, f"--schedule={_run(settings) / 'beat-schedule'}")
-    return {"worker": (*celery, *worker), "beat": (*celery, *beat)}
+    return {
+        "worker": (*tasks, "worker", level, "--hostname=embedded@%h"),
+        "beat": (*tasks, "beat", level),
+    }
 
 
 def start(settings: Settings, *, commands: Mapping[str, Sequence[str]] | None = None) -> None:

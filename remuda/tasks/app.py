@@ -6,17 +6,26 @@ repeated. No results are kept: PostgreSQL is what is true.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from celery import Celery
-from celery.signals import beat_init, setup_logging
+from celery.signals import beat_init, celeryd_init, setup_logging
 from kombu.entity import Queue
 
 from remuda import broker
 from remuda.config import Settings, load_settings
 from remuda.tasks import logs
 from remuda.tasks.names import CONTROL, JOBS, PERIODS, QUEUE_OF, VMS
-from remuda.tasks.watching import WatcherStep
+
+# What only a worker needs: beat, remote control and Flower start in half the time without.
+TASKS = (
+    "remuda.tasks.jobs",
+    "remuda.tasks.vms",
+    "remuda.tasks.control",
+    "remuda.tasks.flower.commands",
+)
+WATCHER = "remuda.tasks.watching:WatcherStep"
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
@@ -48,12 +57,6 @@ def configuration(settings: Settings) -> dict[str, Any]:
         },
         "timezone": "UTC",
         "enable_utc": True,
-        "imports": (
-            "remuda.tasks.jobs",
-            "remuda.tasks.vms",
-            "remuda.tasks.control",
-            "remuda.tasks.flower.commands",
-        ),
     }
     if url.startswith("filesystem:"):
         config["broker_transport_options"] = broker.transport_options(settings)
@@ -77,7 +80,7 @@ def make_app(settings: Settings) -> Celery:
     broker.register()
     made = Celery("remuda")
     made.conf.update(configuration(settings))
-    made.steps["worker"].add(WatcherStep)
+    made.steps["worker"].add(WATCHER)
     return made
 
 
@@ -93,3 +96,9 @@ def _set_up_logging(**_: Any) -> None:
 @beat_init.connect  # type: ignore[untyped-decorator]
 def _quiet_beat(**_: Any) -> None:
     logs.configure(load_settings())
+
+
+@celeryd_init.connect  # type: ignore[untyped-decorator]
+def _load_tasks(**_: Any) -> None:
+    for module in TASKS:
+        importlib.import_module(module)

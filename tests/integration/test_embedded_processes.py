@@ -219,4 +219,3 @@ def test_settings_are_passed_on_and_secrets_stay_out_of_argv(tmp_path: Path) -> 
     table = processes.default_commands(settings)
     assert list(table) == ["worker", "beat"]
     assert "secret" not in repr(table)
-    assert "--concurrency=3" in table["worker"]
