@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -67,6 +67,15 @@ class Settings(BaseSettings):
     )
     heartbeat_retention_s: float = Field(30 * 86400.0, ge=60)
     event_retention_s: float = Field(365 * 86400.0, ge=3600)
+    decision_retention_s: float = Field(
+        30 * 86400.0, ge=60, description="how long sizing decisions are kept"
+    )
+    max_total_slots: int | None = Field(
+        None, ge=0, le=10_000_000, description="slots that all pools together may have; unset: any"
+    )
+    group_max_slots: dict[str, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(
+        {}, description="slots that the pools of a group (sizing_group) may have together"
+    )
     flower_events: Literal["auto", "on", "off"] = Field(
         "auto", description="tell Celery monitors of VMs and attempts; auto: while one listens"
     )

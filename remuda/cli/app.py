@@ -80,7 +80,9 @@ POOL = {
         "pool_change:confirm_loss", "Believe that most of a frozen pool's VMs are gone."
     ),
     "delete": Entry("pool_change:delete", "Delete a closed pool."),
-    "explain": Entry("pool:explain", "Say why a pool has the size it has."),
+    "explain": Entry("pool:explain", "Say why a pool has its size, and what comes next."),
+    "policies": Entry("pool_sizing:policies", "Show or set the policies of a pool's size."),
+    "decisions": Entry("pool_sizing:decisions", "List a pool's sizing decisions."),
     "info": Entry("pool_info:info", "Keep keys and values of your own with a pool."),
 }
 

@@ -162,6 +162,9 @@ def show(name: str, as_json: bool) -> None:
             ("idle time", format_duration(elastic.get("minimum_idle_time_s"))),
             ("resize factor", elastic.get("resize_factor")),
             ("resize period", format_duration(elastic.get("resize_period_s"))),
+            ("policies", [policy["name"] for policy in record["policies"] or ()]),
+            ("ruled by", record["policy_name"]),
+            ("sizing group", record["sizing_group"]),
             ("slots per VM", record["slots_per_vm"]),
             ("memory per VM", format_size(record["memory_bytes_per_vm"])),
             ("GPUs per VM", record["gpus_per_vm"] or None),
@@ -251,10 +254,12 @@ def resume(name: str) -> None:
     click.echo(f"pool {name} is {state}")
 
 
-@click.command("explain", cls=Command, short_help="Say why a pool has the size it has.")
+@click.command(
+    "explain", cls=Command, short_help="Say why a pool has its size, and what comes next."
+)
 @click.argument("name")
 def explain(name: str) -> None:
-    """Say why a pool has the size it has: its last decision and what it was made from."""
+    """Say why a pool has the size it has, what it waits for, and what it does next and when."""
     with connect.open_client() as client:
         for sentence in client.pool(name).explain():
             click.echo(printable(sentence))

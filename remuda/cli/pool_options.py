@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from remuda.cli.offers_file import OffersFile
+from remuda.cli.pool_sizing import PoliciesFile
 from remuda.cli.types import (
     DURATION,
     DURATION_OR_ZERO,
@@ -30,6 +31,7 @@ _FIELDS = {
     "prepare": "preparation",
     "prepare_timeout": "preparation_timeout_s",
     "vms": "instance_count",
+    "group": "sizing_group",
     "isolation": "isolation",
     "heartbeat": "heartbeat_s",
     "stalling_interval": "stalling_interval_s",
@@ -81,6 +83,8 @@ def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
         fields["constants"] = dict(options["constant"])
     if options["offer"]:
         fields["offers"] = [offer for given in options["offer"] for offer in given]
+    if options["policies"]:
+        fields["policies"] = options["policies"]
     if options["retry"]:
         fields["retry"] = dict(options["retry"])
     if options["setting"]:
@@ -161,6 +165,15 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--resize-period",
         type=DURATION,
         help="Elastic: how often the size is decided.  [default: local 1s, others 90s]",
+    ),
+    click.option(
+        "--policies",
+        type=PoliciesFile(),
+        metavar="FILE|JSON",
+        help="When its size follows other rules: see docs/sizing.md and `pool policies`.",
+    ),
+    click.option(
+        "--group", metavar="GROUP", help="With others of the group it shares a ceiling of slots."
     ),
     click.option(
         "--isolation", type=click.Choice(ISOLATIONS), help="Who may share a VM.  [default: shared]"

@@ -1,4 +1,4 @@
-"""Why a job is where it is, and why a pool has the size it has, in words."""
+"""Why a job is where it is, in words."""
 
 from __future__ import annotations
 
@@ -36,45 +36,6 @@ def explain_job(facts: Mapping[str, Any]) -> list[str]:
         )
     if state == "NEW" and pool["message"]:
         said.append(f"The pool says: {pool['message']}")
-    return said
-
-
-def explain_pool(pool: Mapping[str, Any]) -> list[str]:
-    """Return sentences about a row of `remuda.models.query.pools`."""
-    state = pool["state"]
-    said = [
-        f"It is {state}, with {pool['vms']} VMs ({pool['slots']} slots ready, "
-        f"{pool['busy_slots']} busy); {pool['waiting_jobs']} jobs wait, {pool['live_jobs']} are on "
-        "their way."
-    ]
-    if state == "UNSUBMITTED":
-        said.append("It takes jobs, but makes no VM before it is submitted.")
-    elif pool["is_elastic"]:
-        said.append(
-            f"Elastic: {pool['elastic_minimum_slots']} to {pool['elastic_maximum_slots']} slots, "
-            f"{pool['elastic_minimum_idle_slots']} kept free, a VM goes after "
-            f"{pool['elastic_minimum_idle_time_s']:g} s idle; sized every "
-            f"{pool['elastic_resize_period_s']:g} s, growing by at most "
-            f"{pool['elastic_resize_factor']:g} of the maximum."
-        )
-    else:
-        said.append(f"Static: {pool['instance_count']} VMs of {pool['slots_per_vm']} slots.")
-    decision = pool["decision"]
-    if decision:
-        said.append(f"Last decision ({decision.get('at', 'unknown time')}): {decision['reason']}")
-        inputs = decision.get("inputs") or {}
-        if inputs:
-            said.append("From: " + ", ".join(f"{k}={v}" for k, v in inputs.items()))
-    if pool.get("offers"):
-        names = ", ".join(offer["name"] for offer in pool["offers"])
-        said.append(f"VMs are made from the first offer that has any: {names}.")
-    for refusal in pool.get("refusals") or ():
-        which = f"Offer {refusal['offer']}" if refusal["offer"] else "The provider"
-        said.append(f"{which} is not asked until {refusal['expires_at']}: {refusal['reason']}")
-    if pool["launch_failures"]:
-        said.append(f"{pool['launch_failures']} launches failed in a row: {pool['message']}")
-    elif pool.get("paused_until") is not None and pool["message"]:
-        said.append(f"No VM is asked for until {pool['paused_until']}: {pool['message']}")
     return said
 
 

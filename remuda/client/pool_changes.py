@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from remuda.checks import whole
 from remuda.client import pool_settings
 from remuda.errors import DatabaseUnavailable, WaitTimeout
-from remuda.models import ledger, requests, retiring
+from remuda.models import ledger, requests, retiring, sizing_decisions
 from remuda.models.database import WAKE_CHANNEL, Listener
 
 if TYPE_CHECKING:
     from remuda.client.context import Context
+    from remuda.policies import Policy
 
 _POLL_S = 1.0
 _ENDED = ("CLOSED", "PENDING_DELETE")
@@ -35,6 +36,30 @@ class PoolChanges:
     def update(self) -> Self:
         """See Pool."""
         raise NotImplementedError
+
+    def info(self) -> dict[str, Any]:
+        """See Pool."""
+        raise NotImplementedError
+
+    def set(self, **fields: Any) -> None:
+        """See Pool."""
+        raise NotImplementedError
+
+    def policies(self) -> list[dict[str, Any]]:
+        """Return the policies of its size, in order; none: its own size rules. See docs/sizing.md."""
+        return list(self.update().info()["policies"])
+
+    def set_policies(self, policies: Sequence[Policy | Mapping[str, Any]]) -> None:
+        """Have its size ruled by the first of these that is active; none: by its own size, always.
+
+        At any time; all or none. Raises BadInput naming the wrong key.
+        """
+        self.set(policies=policies)
+
+    def decisions(self, *, limit: int = 100) -> list[dict[str, Any]]:
+        """Return its newest sizing decisions, oldest first, each that differed from the one before."""
+        whole("limit", limit, least=1, most=100_000)
+        return self._context.read(lambda c: sizing_decisions.listing(c, self.id, limit=limit))
 
     def wait_closed(self, timeout_s: float | None = None) -> None:
         """Wait until it is closed, all its VMs confirmed gone; raises WaitTimeout."""

@@ -14,11 +14,17 @@ from remuda.kinds import BACKENDS, PROVIDERS, find_kind
 from remuda.models.pool_life import SETTABLE
 from remuda.models.states import NO_BACKEND
 from remuda.offers import offer_row, offers_of
+from remuda.policy_rows import policies_of, policy_row
 from remuda.retries import retry_of, retry_row
 from remuda.spec import MAX_GPUS, MAX_MEMORY_BYTES, JobSpec
 
 MAX_SLOTS = 1_000_000
 MAX_JOBS = 1_000_000_000
+NO_BOUNDS = {  # of a pool that is told nothing of them
+    "elastic_minimum_slots": 0,
+    "elastic_maximum_slots": 1,
+    "elastic_minimum_idle_slots": 0,
+}
 _YEAR_S = 31_536_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _KIND = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -74,15 +80,15 @@ def elastic(
     """Return the columns of an elastic pool; raises BadInput naming the parameter."""
     most = whole("maximum_total_slots", maximum_total_slots, least=1, most=MAX_SLOTS)
     least = whole("minimum_total_slots", minimum_total_slots, least=0, most=MAX_SLOTS)
-    if least > most:
-        raise BadInput(f"minimum_total_slots ({least}) is above maximum_total_slots ({most})")
+    idle = whole("minimum_idle_slots", minimum_idle_slots, least=0, most=MAX_SLOTS)
+    for name, value in (("minimum_total_slots", least), ("minimum_idle_slots", idle)):
+        if value > most:
+            raise BadInput(f"{name} ({value}) is above maximum_total_slots ({most})")
     return {
         "is_elastic": True,
         "elastic_minimum_slots": least,
         "elastic_maximum_slots": most,
-        "elastic_minimum_idle_slots": whole(
-            "minimum_idle_slots", minimum_idle_slots, least=0, most=MAX_SLOTS
-        ),
+        "elastic_minimum_idle_slots": idle,
         "elastic_minimum_idle_time_s": seconds(
             "minimum_idle_time_seconds", minimum_idle_time_seconds, most=_YEAR_S, zero=True
         ),
@@ -115,6 +121,24 @@ def _slots(least: int, most: int) -> Callable[[str, Any], int]:
 
 def _memory(what: str, value: Any) -> int | None:
     return None if value is None else whole(what, value, least=1, most=MAX_MEMORY_BYTES)
+
+
+def _group(what: str, value: Any) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise BadInput(
+            f"{what} must be a short name, not {shown(value)}",
+            hint="1 to 63 letters, digits, dots, dashes, underscores; a letter or digit first",
+        )
+    return value
+
+
+def check_bounds(fields: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+    """Refuse elastic fields that do not go with each other or the pool's others; raises BadInput."""
+    most = fields.get("elastic_maximum_slots", row["elastic_maximum_slots"])
+    for name in ("elastic_minimum_slots", "elastic_minimum_idle_slots"):
+        value = fields.get(name, row[name])
+        if value > most and {name, "elastic_maximum_slots"} & set(fields):
+            raise BadInput(f"{name} ({value}) is above elastic_maximum_slots ({most})")
 
 
 def _flag(what: str, value: Any) -> bool:
@@ -206,6 +230,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "elastic_minimum_idle_time_s": lambda what, v: seconds(what, v, most=_YEAR_S, zero=True),
     "elastic_resize_factor": lambda what, v: seconds(what, v, most=1),
     "elastic_resize_period_s": _period,
+    "policies": lambda _what, v: [policy_row(policy) for policy in policies_of(v)],
+    "sizing_group": lambda what, v: None if v is None else _group(what, v),
     "heartbeat_s": lambda what, v: seconds(what, v, most=3600),
     "offers": lambda what, v: [offer_row(offer) for offer in offers_of(v)],
     "launch_timeout_s": lambda what, v: seconds(what, v, most=86_400),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from remuda import clouds
 from remuda.checks import shown
 from remuda.client import pool_settings
-from remuda.client.explaining import explain_pool
 from remuda.client.pool_changes import PoolChanges
+from remuda.client.pool_words import explain_pool
 from remuda.errors import (
     AlreadyExists,
     BadInput,
@@ -185,6 +185,7 @@ class Pool(PoolChanges):
     def set(self, **fields: Any) -> None:
         """Change settings, all or none; raises BadInput for wrong ones, Refused for late ones."""
         checked = pool_settings.checked(fields)
+        pool_settings.check_bounds(checked, self.update().info())
         if "settings" in checked or "offers" in checked:
             settings = checked.get("settings", self.settings)
             _check_offers(self.provider, settings, checked.get("offers", self.offers))
@@ -209,7 +210,7 @@ class Pool(PoolChanges):
         self._read_at = 0.0
 
     def explain(self) -> list[str]:
-        """Tell why it has the size it has: its last sizing decision with all that went into it."""
+        """Tell why it has the size it has, what it waits for, and what it does next and when."""
         return explain_pool(self.update().info())
 
     def _change(self, fields: Mapping[str, Any]) -> None:
@@ -244,6 +245,7 @@ def create(
 ) -> Pool:
     """Insert a pool with checked `fields` and return it; raises BadInput, AlreadyExists."""
     pool_settings.pool_name(name)
+    pool_settings.check_bounds(fields, pool_settings.NO_BOUNDS)
     _check_offers(provider, fields.get("settings", {}), fields.get("offers", ()))
     kinds = {
         "provider": pool_settings.kind("provider", provider),

@@ -6,6 +6,7 @@ from remuda.models.command_vms import CommandCounter, CommandVm
 from remuda.models.jobs import Job, JobArray, JobSpecRow
 from remuda.models.lease_tables import Lease, LeaseRequest
 from remuda.models.pools import Image, OfferRefusal, Owner, Pool
+from remuda.models.sizing_decisions import SizingDecision
 from remuda.models.states import (
     AttemptState,
     ImageState,
@@ -39,6 +40,7 @@ __all__ = [
     "Pool",
     "PoolState",
     "Reason",
+    "SizingDecision",
     "Sweep",
     "Transition",
     "UnownedMachine",

@@ -125,7 +125,8 @@ _LIMITS = f"""
            p.state <> 'FAILURE' AND coalesce(p.paused_until <= now(), true)
              AND (SELECT coalesce(sum(v.slots), 0) FROM vms v WHERE v.pool_id = p.id
                     AND v.state NOT IN ('HALTED', 'STOPPING', 'STALLED', 'ERROR')) + p.slots_per_vm
-               <= CASE WHEN p.is_elastic THEN p.elastic_maximum_slots
+               <= CASE WHEN p.policy_name IS NOT NULL THEN p.policy_maximum_slots
+                       WHEN p.is_elastic THEN p.elastic_maximum_slots
                        ELSE p.instance_count * p.slots_per_vm END AS can_grow
     FROM pools p WHERE p.id = ANY(:pools)
 """

@@ -35,6 +35,8 @@ SETTABLE = {
     "elastic_minimum_idle_time_s",
     "elastic_resize_factor",
     "elastic_resize_period_s",
+    "policies",
+    "sizing_group",
     "heartbeat_s",
     "stalling_interval_s",
     "architecture",
@@ -172,6 +174,8 @@ def change_pool(connection: Connection, pool_id: int, fields: Mapping[str, Any])
             hint="these can be set until the pool is submitted" if late else "the pool has ended",
         )
     assignments = ", ".join(f"{column} = {_value(column, v)}" for column, v in fields.items())
+    if "policies" in fields:  # which of them rules is found with the next sweep
+        assignments += ", policy_changes_at = now()"
     try:
         with connection.begin_nested():
             connection.execute(

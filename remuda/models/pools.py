@@ -68,6 +68,7 @@ class Pool(Base):
         CheckConstraint(
             "elastic_minimum_slots >= 0 AND elastic_minimum_slots <= elastic_maximum_slots"
             " AND elastic_maximum_slots <= 10000000 AND elastic_minimum_idle_slots >= 0"
+            " AND elastic_minimum_idle_slots <= elastic_maximum_slots"
             " AND elastic_minimum_idle_time_s >= 0 AND elastic_minimum_idle_time_s <= 31536000"
             " AND elastic_resize_factor > 0 AND elastic_resize_factor <= 1"
             " AND elastic_resize_period_s >= 1 AND elastic_resize_period_s <= 31536000",
@@ -105,6 +106,15 @@ class Pool(Base):
         CheckConstraint(
             "(state IN ('CLOSED', 'PENDING_DELETE')) = (ended_at IS NOT NULL)", name="ended"
         ),
+        CheckConstraint(
+            "jsonb_typeof(policies) = 'array'"
+            " AND num_nulls(policy_name, policy_minimum_slots, policy_maximum_slots) IN (0, 3)"
+            " AND policy_minimum_slots >= 0 AND policy_minimum_slots <= policy_maximum_slots"
+            " AND policy_resize_period_s >= 1"
+            " AND (policy_name IS NOT NULL OR policy_resize_period_s IS NULL)",
+            name="policies",
+        ),
+        CheckConstraint("length(sizing_group) BETWEEN 1 AND 63", name="sizing_group"),
         CheckConstraint("max_vms_per_owner >= 0", name="max_vms_per_owner"),
         CheckConstraint(
             "(reuse_opportunity_s IS NULL OR reuse_opportunity_s BETWEEN 0 AND 31536000)"
@@ -149,6 +159,15 @@ class Pool(Base):
     elastic_minimum_idle_time_s: Mapped[float] = mapped_column(server_default="0")
     elastic_resize_factor: Mapped[float] = mapped_column(server_default="1")
     elastic_resize_period_s: Mapped[float] = mapped_column(server_default="90")
+    # In order, see `remuda.policies`; what the one says that ruled last, until when. A resize period
+    # of NULL: its size is looked at with every sweep.
+    policies: Mapped[JsonList] = mapped_column(server_default="[]")
+    policy_name: Mapped[str | None] = mapped_column(Text)  # None: the pool's own size ruled
+    policy_minimum_slots: Mapped[int | None]
+    policy_maximum_slots: Mapped[int | None]
+    policy_resize_period_s: Mapped[float | None]
+    policy_changes_at: Mapped[Timestamp | None]
+    sizing_group: Mapped[str | None] = mapped_column(Text)  # with whom it shares a ceiling
     heartbeat_s: Mapped[float] = mapped_column(server_default="10")
     stalling_interval_s: Mapped[float] = mapped_column(server_default="120")
 

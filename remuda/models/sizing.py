@@ -34,12 +34,18 @@ class PoolDemand:
     gpus: int = 0
 
 
-# Due: its period has passed, or VMs may have ended. The lock keeps two beats from sizing one pool.
+# In seconds; NULL: looked at with every sweep.
+_RESIZE_PERIOD_S = """CASE WHEN p.policy_name IS NOT NULL THEN p.policy_resize_period_s
+                           WHEN p.is_elastic THEN p.elastic_resize_period_s END"""
+
+# Due: its period has passed, another policy rules, or VMs may have ended. The lock keeps two beats
+# from sizing one pool.
 _DUE = f"""
-    SELECT * FROM pools WHERE state IN ({sql_list((*OPEN_POOL, PoolState.FAILURE, PoolState.CLOSING))})
+    SELECT * FROM pools p
+    WHERE state IN ({sql_list((*OPEN_POOL, PoolState.FAILURE, PoolState.CLOSING))})
       AND (CAST(:pool AS bigint) IS NULL OR id = :pool)
-      AND (last_resize_at IS NULL OR NOT is_elastic OR state = 'CLOSING'
-           OR last_resize_at <= now() - make_interval(secs => elastic_resize_period_s))
+      AND (last_resize_at IS NULL OR state = 'CLOSING' OR policy_changes_at <= now()
+           OR coalesce(last_resize_at <= now() - make_interval(secs => {_RESIZE_PERIOD_S}), true))
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """
 
@@ -91,8 +97,10 @@ def next_due_s(connection: Connection) -> float | None:
     """Return in how many seconds an elastic pool with waiting jobs is due; None if none waits."""
     found = connection.scalar(
         text(
-            f"""SELECT min(extract(epoch FROM p.last_resize_at - now()) + p.elastic_resize_period_s)
-                FROM pools p WHERE p.is_elastic AND p.state IN ({sql_list(OPEN_POOL)})
+            f"""SELECT min(least(
+                  extract(epoch FROM p.last_resize_at - now()) + {_RESIZE_PERIOD_S},
+                  extract(epoch FROM p.policy_changes_at - now())))
+                FROM pools p WHERE {_RESIZE_PERIOD_S} IS NOT NULL AND p.state IN ({sql_list(OPEN_POOL)})
                   AND (EXISTS (SELECT FROM jobs j WHERE j.pool_id = p.id AND {READY})
                        OR EXISTS (SELECT FROM jobs j WHERE j.pool_ids @> ARRAY[p.id]
                                     AND j.pool_ids IS NOT NULL AND {READY}))"""
@@ -114,7 +122,8 @@ def apply_decision(
     """Insert the new VMs, bring the idle ones to STOPPING, drain others, store the decision.
 
     Returns (VMs to spawn, VMs to terminate): fewer are closed when one became busy meanwhile.
-    `again_soon`: this was only half of it, the pool's period does not begin anew.
+    `again_soon`: this was only half of it, the pool's period does not begin anew. One that came too
+    early for any decision is forgotten.
     """
     pool_id = demand.pool["id"]
     born = insert_vms(connection, pool_id, grow_vms) if grow_vms else []
@@ -133,6 +142,8 @@ def apply_decision(
             ),
             {"pool": pool_id, "count": len(born)},
         )
+    if decision.get("step") == "early":
+        return born, closed
     connection.execute(
         text(
             """UPDATE pools SET decision = CAST(:decision AS jsonb),
@@ -146,6 +157,21 @@ def apply_decision(
         },
     )
     return born, closed
+
+
+def note_policy(connection: Connection, pool_id: int, columns: Mapping[str, Any]) -> None:
+    """Store what the policy says that rules a pool, its row locked, and until when it does."""
+    connection.execute(
+        text(
+            """UPDATE pools SET policy_name = :policy_name,
+                 policy_minimum_slots = :policy_minimum_slots,
+                 policy_maximum_slots = :policy_maximum_slots,
+                 policy_resize_period_s = :policy_resize_period_s,
+                 policy_changes_at = :policy_changes_at
+               WHERE id = :pool"""
+        ),
+        {"pool": pool_id, **columns},
+    )
 
 
 def due_vms(connection: Connection, pool_id: int) -> tuple[Mapping[str, Any], ...]:

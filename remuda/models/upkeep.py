@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, text
 
+from remuda.models import sizing_decisions
 from remuda.models.cancel import cancel_stranded
 from remuda.models.database import rows
 
@@ -55,10 +56,15 @@ def attempts_without_news(connection: Connection) -> Missed:
 
 
 def expire(
-    connection: Connection, *, heartbeat_retention_s: float, event_retention_s: float
+    connection: Connection,
+    *,
+    heartbeat_retention_s: float,
+    event_retention_s: float,
+    decision_retention_s: float = 30 * 86400.0,
 ) -> None:
     """End what is over: jobs that came as their pool ended, calls, old history."""
     cancel_stranded(connection)
+    sizing_decisions.expire(connection, retention_s=decision_retention_s)
     connection.execute(text("DELETE FROM calls WHERE expires_at < now() - interval '10 seconds'"))
     connection.execute(
         text(

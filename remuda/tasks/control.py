@@ -105,6 +105,7 @@ def expire() -> None:
             c,
             heartbeat_retention_s=settings.heartbeat_retention_s,
             event_retention_s=settings.event_retention_s,
+            decision_retention_s=settings.decision_retention_s,
         )
     )
 

@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 from sqlalchemy import Connection
 
+from remuda.config import Settings
 from remuda.constraints import hardware_of
 from remuda.errors import BadInput
-from remuda.models import launches
+from remuda.models import launches, sizing_decisions
 from remuda.models import sizing as models
 from remuda.models.cancel import cancel_requeued, request_cancel
 from remuda.models.database import rows
@@ -17,9 +18,10 @@ from remuda.models.leases import release_all
 from remuda.models.pool_life import leave_pool
 from remuda.models.states import PoolState, VmState
 from remuda.models.vm_life import close_idle, lock_vms
-from remuda.tasks import logs, messages
+from remuda.tasks import logs, messages, ruling
 from remuda.tasks.runtime import Runtime
 from remuda.workers import scaling
+from remuda.workers.outlook import outlook
 from remuda.workers.packing import Demand
 from remuda.workers.placement import binding
 
@@ -43,9 +45,10 @@ def resize_pools(runtime: Runtime) -> int:
     def work(connection: Connection) -> tuple[list[int], list[int]]:
         born: list[int] = []
         closed: list[int] = []
+        ruling.lock_ceilings(connection, runtime.settings)
         for demand in models.due_pools(connection):
             try:
-                more, less = _size(connection, demand)
+                more, less = _size(connection, demand, runtime.settings)
             except BadInput as error:  # one pool's settings must not stop the others'
                 log.error("pool %s cannot be sized: %s", demand.pool["name"], error)
                 continue
@@ -72,13 +75,24 @@ def resize_for_waiting_jobs(runtime: Runtime) -> float | None:
     return runtime.transact(models.next_due_s)
 
 
-def _size(connection: Connection, demand: models.PoolDemand) -> tuple[list[int], list[int]]:
+def _size(
+    connection: Connection, demand: models.PoolDemand, settings: Settings
+) -> tuple[list[int], list[int]]:
     pool_id = demand.pool["id"]
     born: list[int] = []
     if demand.pool["state"] == PoolState.CLOSING:
         closed = _close(connection, demand)
     else:
-        decision = scaling.decide(_snapshot(demand), demand.now)
+        rules = ruling.of_pool(demand.pool, demand.now)
+        snapshot = snapshot_of(demand, rules, ruling.ceiling_of(connection, pool_id, settings))
+        decision = scaling.decide(snapshot, demand.now)
+        ruling.note(connection, demand.pool, rules)
+        told = {
+            **asdict(decision),
+            "at": demand.now.isoformat(),
+            "outlook": asdict(outlook(snapshot, decision, demand.now, change=rules.change)),
+        }
+        sizing_decisions.keep(connection, demand.pool, told)
         born, closed = models.apply_decision(
             connection,
             demand,
@@ -90,7 +104,7 @@ def _size(connection: Connection, demand: models.PoolDemand) -> tuple[list[int],
             ],
             drain_vm_ids=decision.drain_vm_ids,
             again_soon=bool(decision.replace_vm_ids),
-            decision={**asdict(decision), "at": demand.now.isoformat()},
+            decision=told,
         )
         if born or closed:
             log.info(
@@ -133,20 +147,18 @@ def _close(connection: Connection, demand: models.PoolDemand) -> list[int]:
     return close_idle(connection, [vm["id"] for vm in demand.vms if vm["state"] != "STOPPING"])
 
 
-def _snapshot(demand: models.PoolDemand) -> scaling.PoolSnapshot:
+def snapshot_of(
+    demand: models.PoolDemand,
+    rules: ruling.Ruling | None = None,
+    ceiling: scaling.Ceiling | None = None,
+) -> scaling.PoolSnapshot:
+    """Return a pool as `remuda.workers.scaling` sees it; `rules` None: those of its row."""
     pool = demand.pool
-    elastic = scaling.ElasticSettings(
-        minimum_total_slots=pool["elastic_minimum_slots"],
-        maximum_total_slots=pool["elastic_maximum_slots"],
-        minimum_idle_slots=pool["elastic_minimum_idle_slots"],
-        minimum_idle_time_seconds=pool["elastic_minimum_idle_time_s"],
-        resize_factor=pool["elastic_resize_factor"],
-        resize_period=pool["elastic_resize_period_s"],
-    )
+    rules = rules or ruling.of_pool(pool, demand.now)
     return scaling.PoolSnapshot(
         pool_id=pool["id"],
         state=pool["state"],
-        elastic=elastic if pool["is_elastic"] else None,
+        elastic=rules.size,
         instance_count=pool["instance_count"],
         slots_per_vm=pool["slots_per_vm"],
         vms=tuple(
@@ -187,4 +199,7 @@ def _snapshot(demand: models.PoolDemand) -> scaling.PoolSnapshot:
         isolation=pool["isolation"],
         memory_bytes_per_vm=demand.memory_bytes,
         gpus_per_vm=demand.gpus,
+        policy=rules.name or "",
+        policy_changed=rules.is_new,
+        ceiling=ceiling,
     )

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from remuda.constraints import Hardware
-from remuda.errors import BadInput
+from remuda.policies import ElasticSettings
 from remuda.workers.packing import Demand, Key, Packing, Room, pack
 
 # A pool in FAILURE (its launches kept failing) may shrink; what else is not here is left alone.
@@ -31,41 +31,6 @@ SIZED_STATES = frozenset(
         "FAILURE",
     }
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ElasticSettings:
-    """The six parameters of an elastic pool; raises BadInput naming the wrong one.
-
-    Slots are whole numbers, `resize_factor` a share of the maximum in (0, 1], times seconds.
-    """
-
-    minimum_total_slots: int
-    maximum_total_slots: int
-    minimum_idle_slots: int = 0
-    minimum_idle_time_seconds: float = 0.0
-    resize_factor: float = 1.0
-    resize_period: float = 90.0
-
-    def __post_init__(self) -> None:
-        for name in ("minimum_total_slots", "maximum_total_slots", "minimum_idle_slots"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 0:
-                raise BadInput(f"{name} must be a whole number from 0 up, not {value!r}")
-        for name in ("minimum_idle_time_seconds", "resize_factor", "resize_period"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not (0 <= value <= 1e9):
-                raise BadInput(f"{name} must be a number from 0 to 1e9, not {value!r}")
-        for name in ("minimum_total_slots", "minimum_idle_slots"):
-            if getattr(self, name) > self.maximum_total_slots:
-                raise BadInput(
-                    f"{name} ({getattr(self, name)}) is more than"
-                    f" maximum_total_slots ({self.maximum_total_slots})"
-                )
-        if not 0 < self.resize_factor <= 1:
-            raise BadInput(f"resize_factor must be above 0 and at most 1, not {self.resize_factor}")
-        if self.resize_period < 1:
-            raise BadInput(f"resize_period must be at least 1 second, not {self.resize_period}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +53,22 @@ class VmSlots:
 
 
 @dataclass(frozen=True, slots=True)
+class Ceiling:
+    """A limit of slots over several pools, and how many a pool may have more before it is reached."""
+
+    name: str
+    limit: int
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSnapshot:
     """A pool at one moment. VMs that are stopping, stalled or gone are not among `vms`.
 
-    `elastic` None: a static pool of `instance_count` VMs. `queued_slots`: the runnable work that
-    has no slots yet; `demands`: its shapes. `provider_known` False: the provider did not answer, or
-    not credibly.
+    `elastic` None: a static pool of `instance_count` VMs; `policy`: whose it is, "" for the pool's
+    own, and `policy_changed` when it was not yet the one of the last decision. `queued_slots`: the
+    runnable work that has no slots yet; `demands`: its shapes. `provider_known` False: the provider
+    did not answer, or not credibly. `stopped`: why nothing is to be launched at all, in words.
     """
 
     pool_id: int
@@ -111,15 +86,20 @@ class PoolSnapshot:
     isolation: str = "shared"
     memory_bytes_per_vm: int | None = None
     gpus_per_vm: int = 0
+    policy: str = ""
+    policy_changed: bool = False
+    ceiling: Ceiling | None = None
+    stopped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What to do, why in words, and everything it was decided from.
 
-    `target` and `alive` are slots. `drain_vm_ids`: VMs over the maximum that are at work; they
-    take no more and are closed when done. `replace_vm_ids`: idle VMs bound to somebody who has no
-    work for them, to be closed so that others can be made. `frozen`: too little was known to decide.
+    `step`: its kind, a word of STEPS. `target` and `alive` are slots. `drain_vm_ids`: VMs over the
+    maximum that are at work; they take no more and are closed when done. `replace_vm_ids`: idle VMs
+    bound to somebody who has no work for them, to be closed so that others can be made. `frozen`:
+    too little was known to decide.
     """
 
     target: int
@@ -131,21 +111,40 @@ class Decision:
     frozen: bool = False
     drain_vm_ids: tuple[int, ...] = ()
     replace_vm_ids: tuple[int, ...] = ()
+    step: str = "steady"
+    policy: str = ""
+
+
+STEPS = frozenset(
+    {
+        "state",  # the pool's state lets nothing be done
+        "frozen",  # the provider's answer is missing
+        "early",  # the pool's period is not over
+        "grow",
+        "shrink",  # VMs are closed or drained
+        "replace",
+        "paused",  # no VM is asked for after failures
+        "stopped",  # no VM is asked for at all
+        "maximum",
+        "ceiling",  # a limit over several pools
+        "idle",  # there is too much, and none may go yet
+        "steady",
+    }
+)
 
 
 def decide(snapshot: PoolSnapshot, now: datetime) -> Decision:
     """Return the next step of the pool's size; carried out, it is safe to ask again at once."""
     size = _Size(snapshot)
     if snapshot.state not in SIZED_STATES:
-        return size.decision(f"no change while the pool is {snapshot.state}")
+        return size.decision(f"no change while the pool is {snapshot.state}", step="state")
     if not snapshot.provider_known:
         reason = "no change while the provider's answer is missing or not credible"
-        return size.decision(reason, frozen=True)
-    if snapshot.elastic is not None and snapshot.last_resize_at is not None:
-        due = snapshot.last_resize_at + timedelta(seconds=snapshot.elastic.resize_period)
-        if now < due:
-            wait_s = (due - now).total_seconds()
-            return size.decision(f"no change until the next resize in {wait_s:.1f} s")
+        return size.decision(reason, step="frozen", frozen=True)
+    due = due_at(snapshot)
+    if due is not None and now < due:
+        wait_s = (due - now).total_seconds()
+        return size.decision(f"no change until the next resize in {wait_s:.1f} s", step="early")
     if size.target > size.alive:
         return _grow(size, snapshot, now)
     if size.target < size.alive:
@@ -153,10 +152,19 @@ def decide(snapshot: PoolSnapshot, now: datetime) -> Decision:
     return _replace(size, snapshot, now) or size.decision("as it should be")
 
 
+def due_at(snapshot: PoolSnapshot) -> datetime | None:
+    """Return when the size may be changed again; None: at once."""
+    if snapshot.elastic is None or snapshot.last_resize_at is None or snapshot.policy_changed:
+        return None
+    return snapshot.last_resize_at + timedelta(seconds=snapshot.elastic.resize_period)
+
+
 class _Size:
     """The pool's slots counted: what is there and what there should be."""
 
     def __init__(self, snapshot: PoolSnapshot) -> None:
+        self.policy = snapshot.policy
+        self.ceiling = snapshot.ceiling
         self.elastic = snapshot.elastic or _fixed(snapshot.instance_count * snapshot.slots_per_vm)
         self.isolated = snapshot.isolation != "shared"
         self.serving = [vm for vm in snapshot.vms if not vm.draining]
@@ -187,6 +195,12 @@ class _Size:
             "step": self.step,
             "new_vms_for_shapes": self.packing.fresh_vms,
             "launch_failures": snapshot.launch_failures,
+            **({"policy": snapshot.policy} if snapshot.policy else {}),
+            **(
+                {"ceiling": self.ceiling.limit, "ceiling_room": self.ceiling.room}
+                if self.ceiling is not None
+                else {}
+            ),
             **{f.name: getattr(self.elastic, f.name) for f in fields(self.elastic)},
         }
 
@@ -217,17 +231,28 @@ class _Size:
         """Return whether the VM is bound to somebody who has nothing for it to do."""
         return not vm.busy_slots and vm.key is not None and vm.id not in self.packing.used
 
+    @property
+    def room(self) -> int:
+        """Return how many slots more there may be.
+
+        What drains still counts against the maximum: it is there, and paid for.
+        """
+        own = self.elastic.maximum_total_slots - self.alive - self.draining
+        return own if self.ceiling is None else min(own, self.ceiling.room)
+
     def decision(
         self,
         reason: str,
         *,
+        step: str = "steady",
         grow_vms: int = 0,
         close_vm_ids: tuple[int, ...] = (),
         drain_vm_ids: tuple[int, ...] = (),
         replace_vm_ids: tuple[int, ...] = (),
         frozen: bool = False,
     ) -> Decision:
-        facts = f"{self.busy} slots busy, {self.inputs['queued']} waited for"
+        whose = f"by policy {self.policy}: " if self.policy else ""
+        facts = f"{whose}{self.busy} slots busy, {self.inputs['queued']} waited for"
         return Decision(
             target=self.target,
             alive=self.alive,
@@ -238,6 +263,8 @@ class _Size:
             frozen=frozen,
             drain_vm_ids=drain_vm_ids,
             replace_vm_ids=replace_vm_ids,
+            step=step,
+            policy=self.policy,
         )
 
 
@@ -269,34 +296,41 @@ def _fixed(slots: int) -> ElasticSettings:
 
 
 def _grow(size: _Size, snapshot: PoolSnapshot, now: datetime) -> Decision:
+    if snapshot.stopped:
+        return size.decision(f"no growth: {snapshot.stopped}", step="stopped")
     if snapshot.paused_until is not None and now < snapshot.paused_until:
         pause_s = (snapshot.paused_until - now).total_seconds()
         failed = snapshot.launch_failures
         why = f"after {failed} failed launches" if failed else "as there is nothing to be had"
-        return size.decision(f"no growth for {pause_s:.0f} s {why}")
+        return size.decision(f"no growth for {pause_s:.0f} s {why}", step="paused")
     step = max(
         min(size.target - size.alive, size.step), size.elastic.minimum_total_slots - size.alive
     )
-    # What drains still counts against the maximum: it is there, and paid for.
-    room = size.elastic.maximum_total_slots - size.alive - size.draining
     wanted_vms = -(-step // snapshot.slots_per_vm)
-    grow_vms = max(0, min(wanted_vms, room // snapshot.slots_per_vm))
+    grow_vms = max(0, min(wanted_vms, size.room // snapshot.slots_per_vm))
     if grow_vms:
-        return size.decision(f"growing by {grow_vms} VMs", grow_vms=grow_vms)
+        return size.decision(f"growing by {grow_vms} VMs", step="grow", grow_vms=grow_vms)
     replacing = _replace(size, snapshot, now)
     if replacing is not None:
         return replacing
     why = f"{size.draining} more are draining" if size.draining else "a VM more would be over it"
-    return size.decision(f"at the maximum of {size.elastic.maximum_total_slots}, as {why}")
+    ceiling = size.ceiling
+    if ceiling is not None and size.room == ceiling.room:
+        limit = f"{ceiling.name} of {ceiling.limit} slots over several pools"
+        return size.decision(
+            f"at {limit}, which has room for {max(0, size.room)} more", step="ceiling"
+        )
+    return size.decision(
+        f"at the maximum of {size.elastic.maximum_total_slots}, as {why}", step="maximum"
+    )
 
 
 def _replace(size: _Size, snapshot: PoolSnapshot, now: datetime) -> Decision | None:
     """Close idle VMs of others where their number is all that keeps work waiting."""
     paused = snapshot.paused_until is not None and now < snapshot.paused_until
-    if not size.packing.fresh_vms or paused:
+    if not size.packing.fresh_vms or paused or snapshot.stopped:
         return None
-    room = size.elastic.maximum_total_slots - size.alive - size.draining
-    missing = size.packing.fresh_vms - max(0, room // snapshot.slots_per_vm)
+    missing = size.packing.fresh_vms - max(0, size.room // snapshot.slots_per_vm)
     idle = sorted(
         ((vm.idle_since, vm.id) for vm in size.serving if vm.idle_since and size.is_foreign(vm)),
     )
@@ -305,6 +339,7 @@ def _replace(size: _Size, snapshot: PoolSnapshot, now: datetime) -> Decision | N
         return None
     return size.decision(
         f"replacing {len(gone)} idle VMs, bound to owners without work, as there is room for no more",
+        step="replace",
         replace_vm_ids=gone,
     )
 
@@ -338,4 +373,9 @@ def _shrink(size: _Size, snapshot: PoolSnapshot, now: datetime) -> Decision:
     todo = [f"closing {len(close)} idle VMs"] if close else []
     todo += [f"draining {len(drain)} VMs over the maximum"] if drain else []
     reason = " and ".join(todo) or "no VM may go yet, as none has been wholly idle long enough"
-    return size.decision(reason, close_vm_ids=tuple(close), drain_vm_ids=tuple(drain))
+    return size.decision(
+        reason,
+        step="shrink" if todo else "idle",
+        close_vm_ids=tuple(close),
+        drain_vm_ids=tuple(drain),
+    )

@@ -47,7 +47,8 @@ def _schema(connection: Connection) -> list[dict[str, object]]:
 
 
 def test_there_is_one_line_of_revisions() -> None:
-    assert migrate.revisions() == [f"{n:04}" for n in range(1, 10)]
+    assert migrate.revisions()[:9] == [f"{n:04}" for n in range(1, 10)]
+    assert len(set(migrate.revisions())) == len(migrate.revisions())
     assert migrate.head() == migrate.revisions()[-1]
 
 

@@ -62,7 +62,7 @@ def measured(connection: Connection, vm: int, **fields: Any) -> None:
 def decide(connection: Connection, pool: int) -> scaling.Decision:
     """Return what sizing would do with the pool."""
     [found] = [d for d in sizing.due_pools(connection) if d.pool["id"] == pool]
-    return scaling.decide(sizing_task._snapshot(found), found.now)
+    return scaling.decide(sizing_task.snapshot_of(found), found.now)
 
 
 def several(connection: Connection, pools: list[int], count: int = 1, **fields: Any) -> list[int]:

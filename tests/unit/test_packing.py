@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remuda.constraints import Hardware
+from remuda.policies import ElasticSettings
 from remuda.workers.packing import Demand, Room, pack
-from remuda.workers.scaling import ElasticSettings, PoolSnapshot, VmSlots, decide
+from remuda.workers.scaling import PoolSnapshot, VmSlots, decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ALICE, BOB = (1, ""), (2, "")

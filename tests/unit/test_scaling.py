@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remuda.errors import BadInput
+from remuda.policies import ElasticSettings
 from remuda.workers.scaling import (
     SIZED_STATES,
+    STEPS,
+    Ceiling,
     Decision,
-    ElasticSettings,
     PoolSnapshot,
     VmSlots,
     decide,
@@ -328,3 +330,44 @@ def test_nonsense_is_refused_by_name(name: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises(BadInput, match=name):
             ElasticSettings(**{**good, name: value})
+
+
+def test_a_limit_over_several_pools_stops_growth_and_takes_nothing() -> None:
+    under = pool(elastic(0, 8), queued_slots=8, ceiling=Ceiling("the global cap", 20, 3))
+    found = decide(under, NOW)
+    assert (found.grow_vms, found.step) == (3, "grow")
+    full = pool(
+        elastic(0, 8), [vm(1, busy=1)], queued_slots=8, ceiling=Ceiling("the global cap", 20, 0)
+    )
+    found = decide(full, NOW)
+    assert (found.grow_vms, found.close_vm_ids, found.step) == (0, (), "ceiling")
+    assert "at the global cap of 20 slots over several pools" in found.reason
+    own = replace(full, elastic=elastic(0, 1))
+    assert decide(own, NOW).step in ("maximum", "ceiling", "steady")
+    assert not decide(own, NOW).grow_vms
+
+
+def test_another_policy_does_not_wait_for_the_period() -> None:
+    early = pool(elastic(0, 8), queued_slots=2, last_resize_at=NOW, policy="day")
+    assert decide(early, NOW).step == "early"
+    found = decide(replace(early, policy_changed=True), NOW)
+    assert (found.step, found.grow_vms, found.policy) == ("grow", 2, "day")
+    assert found.reason.startswith("by policy day: ")
+    assert found.inputs["policy"] == "day"
+
+
+def test_who_is_stopped_grows_by_nothing_and_says_why() -> None:
+    over = pool(elastic(2, 8), queued_slots=2, stopped="its budget is used up")
+    found = decide(over, NOW)
+    assert (found.step, found.grow_vms) == ("stopped", 0)
+    assert "its budget is used up" in found.reason
+    idle = replace(over, elastic=elastic(0, 8), vms=(vm(1, idle_s=9),), queued_slots=0)
+    assert decide(idle, NOW).close_vm_ids == (1,)  # what is idle goes all the same
+
+
+@given(pools())
+def test_every_step_is_known(given_: PoolSnapshot) -> None:
+    found = decide(given_, NOW)
+    assert found.step in STEPS
+    acts = bool(found.grow_vms or found.close_vm_ids or found.drain_vm_ids or found.replace_vm_ids)
+    assert acts == (found.step in ("grow", "shrink", "replace"))

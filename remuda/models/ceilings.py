@@ -1,0 +1,42 @@
+"""Limits of slots over several pools: how much of them is used, and by whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from remuda.models.base import sql_list
+from remuda.models.database import rows
+from remuda.models.states import OPEN_POOL, PoolState
+
+_LOCK = 0x52454D43  # "REMC": pools that share a ceiling grow one after the other
+
+
+def lock(connection: Connection) -> None:
+    """Keep others from sizing pools until the transaction ends, so that no ceiling is passed."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+
+
+def usage(connection: Connection) -> Sequence[Mapping[str, Any]]:
+    """Return each pool's {id, sizing_group, used, alive, floor}, in slots, of those that have any.
+
+    `used` counts every machine that is not confirmed gone, `alive` those that take work or will;
+    `floor`: what an open pool is never to be below.
+    """
+    return rows(
+        connection,
+        f"""SELECT p.id, p.sizing_group, coalesce(v.used, 0)::int AS used,
+                   coalesce(v.alive, 0)::int AS alive,
+                   CASE WHEN p.state NOT IN ({sql_list((*OPEN_POOL, PoolState.FAILURE))}) THEN 0
+                        WHEN p.policy_name IS NOT NULL THEN p.policy_minimum_slots
+                        WHEN p.is_elastic THEN p.elastic_minimum_slots
+                        ELSE p.instance_count * p.slots_per_vm END AS floor
+            FROM pools p LEFT JOIN (
+              SELECT pool_id, sum(slots) AS used, sum(slots) FILTER (WHERE NOT draining
+                       AND state NOT IN ('STOPPING', 'STALLED', 'ERROR')) AS alive
+              FROM vms WHERE state <> 'HALTED' GROUP BY pool_id) v ON v.pool_id = p.id
+            WHERE p.state NOT IN ('UNSUBMITTED', 'CLOSED', 'PENDING_DELETE')
+            ORDER BY p.id""",
+    )

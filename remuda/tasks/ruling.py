@@ -1,0 +1,100 @@
+"""Which policy rules a pool's size now, and which limit over several pools it is under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from remuda.config import Settings
+from remuda.models import ceilings as models
+from remuda.models.sizing import note_policy
+from remuda.policies import ElasticSettings, Policy, next_change, policy_at
+from remuda.policy_rows import policies_of
+from remuda.workers.ceilings import PoolUse, tightest
+from remuda.workers.scaling import Ceiling
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """`policy`: None, the pool's own size rules. `size` None: a fixed number of VMs.
+
+    `is_new`: it did not rule at the last decision, or was changed since. `change`: when another
+    takes over, and which.
+    """
+
+    policy: Policy | None
+    size: ElasticSettings | None
+    is_new: bool
+    change: tuple[datetime, Policy | None] | None
+
+    @property
+    def name(self) -> str | None:
+        """The policy's name."""
+        return self.policy.name if self.policy is not None else None
+
+
+def of_pool(pool: Mapping[str, Any], now: datetime) -> Ruling:
+    """Return what rules a pool (its row); raises BadInput if its settings make no sense here."""
+    policies = policies_of(pool["policies"]) if pool["policies"] else ()
+    policy = policy_at(policies, now)
+    name = policy.name if policy is not None else None
+    until = pool["policy_changes_at"]
+    is_new = name != pool["policy_name"] or (until is not None and until <= now)
+    size = policy.size if policy is not None else _own_size(pool)
+    return Ruling(policy, size, is_new, next_change(policies, now))
+
+
+def note(connection: Connection, pool: Mapping[str, Any], rules: Ruling) -> None:
+    """Store what SQL has to know of what rules a pool, its row locked, unless it is there already."""
+    policy = rules.policy
+    columns = {
+        "policy_name": rules.name,
+        "policy_minimum_slots": policy.size.minimum_total_slots if policy else None,
+        "policy_maximum_slots": policy.size.maximum_total_slots if policy else None,
+        "policy_resize_period_s": policy.size.resize_period
+        if policy and policy.kind == "queue"
+        else None,
+        "policy_changes_at": rules.change[0] if rules.change is not None else None,
+    }
+    if any(pool[name] != value for name, value in columns.items()):
+        note_policy(connection, pool["id"], columns)
+
+
+def lock_ceilings(connection: Connection, settings: Settings) -> None:
+    """Where there are limits over several pools, have them sized by nobody else meanwhile."""
+    if _are_there(settings):
+        models.lock(connection)
+
+
+def ceiling_of(connection: Connection, pool_id: int, settings: Settings) -> Ceiling | None:
+    """Return the limit over several pools that leaves the pool least room, if there are any."""
+    if not _are_there(settings):
+        return None
+    uses = [
+        PoolUse(row["id"], row["used"], row["alive"], row["floor"], row["sizing_group"])
+        for row in models.usage(connection)
+    ]
+    return tightest(
+        pool_id, uses, most=settings.max_total_slots, of_groups=settings.group_max_slots
+    )
+
+
+def _are_there(settings: Settings) -> bool:
+    return settings.max_total_slots is not None or bool(settings.group_max_slots)
+
+
+def _own_size(pool: Mapping[str, Any]) -> ElasticSettings | None:
+    if not pool["is_elastic"]:
+        return None
+    return ElasticSettings(
+        minimum_total_slots=pool["elastic_minimum_slots"],
+        maximum_total_slots=pool["elastic_maximum_slots"],
+        minimum_idle_slots=pool["elastic_minimum_idle_slots"],
+        minimum_idle_time_seconds=pool["elastic_minimum_idle_time_s"],
+        resize_factor=pool["elastic_resize_factor"],
+        resize_period=pool["elastic_resize_period_s"],
+    )

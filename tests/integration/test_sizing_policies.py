@@ -1,0 +1,199 @@
+"""Policies, ceilings and decisions in the database: who rules, what is refused, what is kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from remuda.config import load_settings
+from remuda.errors import BadInput, Refused
+from remuda.models import sizing_decisions
+from remuda.models.database import rows
+from remuda.tasks import sizing
+from tests.integration.builders import make_jobs, make_pool
+from tests.integration.workbench import Workbench
+from tests.integration.yard import Yard, yard
+
+__all__ = ["yard"]
+
+FIXED = {"name": "always", "kind": "fixed", "slots": 3}
+NEVER_NOW = {  # active on one other day of the week
+    "name": "other",
+    "kind": "fixed",
+    "slots": 9,
+    "periods": [{"days": [f"{datetime.now(UTC):%A}"]}],
+}
+
+
+def other_day() -> list[dict[str, Any]]:
+    days = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+    day = days[(datetime.now(UTC).weekday() + 3) % 7]
+    return [{**NEVER_NOW, "periods": [{"days": [day]}]}]
+
+
+def pool_of(yard: Yard, pool_id: int) -> dict[str, Any]:
+    return yard.row("pools", pool_id)
+
+
+def sized(yard: Yard) -> dict[str, Any]:
+    sizing.resize_pools(yard.runtime)
+    return yard.the_pool
+
+
+def live(yard: Yard, pool_id: int | None = None) -> int:
+    query = (
+        "SELECT count(*) AS n FROM vms WHERE pool_id = :id AND state NOT IN ('STOPPING', 'HALTED')"
+    )
+    found = yard.runtime.transact(lambda c: rows(c, query, id=pool_id or yard.pool_id))
+    return int(found[0]["n"])
+
+
+def decided(yard: Yard) -> list[dict[str, Any]]:
+    return yard.runtime.transact(lambda c: sizing_decisions.listing(c, yard.pool_id, limit=100))
+
+
+def test_a_policy_rules_from_when_it_is_set(yard: Yard) -> None:
+    yard.pool(is_elastic=True, elastic_maximum_slots=8, elastic_resize_period_s=3600)
+    assert sized(yard)["policy_name"] is None
+    assert live(yard) == 0
+    yard.sql("UPDATE pools SET policies = :p, policy_changes_at = now()", p=json.dumps([FIXED]))
+    pool = sized(yard)
+    assert pool["policy_name"] == "always"
+    assert (pool["policy_minimum_slots"], pool["policy_maximum_slots"]) == (3, 3)
+    assert live(yard) == 3  # at once, though the period of its own size is an hour
+    assert pool["decision"]["policy"] == "always"
+    assert pool["decision"]["outlook"]["waits_for"] == ["3 VMs that its provider is asked for"]
+    for _ in range(2):
+        yard.sql("UPDATE pools SET last_resize_at = now() - interval '1 minute'")
+        sized(yard)
+    steps = [(row["step"], row["policy"], row["grow_vms"]) for row in decided(yard)]
+    assert steps == [("steady", "", 0), ("grow", "always", 3), ("steady", "always", 0)]
+    assert decided(yard)[1]["inputs"]["maximum_total_slots"] == 3
+
+
+def test_a_period_ends_and_another_policy_takes_over(yard: Yard) -> None:
+    yard.pool(instance_count=1, policies=other_day())
+    pool = sized(yard)
+    assert pool["policy_name"] is None  # its own size: one VM
+    assert live(yard) == 1
+    assert pool["policy_changes_at"] > datetime.now(UTC)
+    assert "policy other takes over: 9 slots" in pool["decision"]["outlook"]["next_step"]
+    yard.sql("UPDATE pools SET policies = :p", p=json.dumps([{**NEVER_NOW, "slots": 2}]))
+    assert sized(yard)["policy_name"] == "other"
+    assert live(yard) == 2
+
+
+def test_a_queue_policy_has_its_own_period(yard: Yard) -> None:
+    queue = {"name": "day", "kind": "queue", "maximum_total_slots": 4, "resize_period": 3600}
+    yard.pool(instance_count=0, policies=[queue])
+    assert sized(yard)["policy_resize_period_s"] == 3600
+    yard.runtime.transact(lambda c: make_jobs(c, yard.pool_id, 2))
+    assert not sized(yard)["decision"]["grow_vms"]  # its period is not over
+    yard.sql("UPDATE pools SET last_resize_at = now() - interval '2 hours'")
+    sized(yard)
+    assert live(yard) == 2
+
+
+def test_decisions_are_kept_for_a_time(yard: Yard) -> None:
+    yard.pool(instance_count=1)
+    sized(yard)
+    sized(yard)
+    assert len(decided(yard)) == 2
+    yard.sql("UPDATE sizing_decisions SET at = now() - interval '2 days' WHERE step = 'grow'")
+    yard.runtime.transact(lambda c: sizing_decisions.expire(c, retention_s=86_400))
+    assert [row["step"] for row in decided(yard)] == ["steady"]
+
+
+def test_pools_share_a_global_cap_and_those_of_groups(yard: Yard) -> None:
+    yard.pool(instance_count=3, sizing_group="cloud")
+
+    def another(name: str, group: str | None) -> int:
+        more: dict[str, Any] = {"instance_count": 4, "sizing_group": group}
+        return yard.runtime.transact(lambda c: make_pool(c, name, slots_per_vm=1, **more))
+
+    others = [another("second", "cloud"), another("third", None)]
+    kept = yard.runtime.settings
+    yard.runtime.settings = load_settings(
+        **{**kept.model_dump(), "max_total_slots": 8, "group_max_slots": {"cloud": 5}}
+    )
+    for _ in range(3):
+        sizing.resize_pools(yard.runtime)
+    assert [live(yard), *(live(yard, other) for other in others)] == [3, 2, 3]
+    reason = pool_of(yard, others[0])["decision"]["reason"]
+    assert "at the cap of group cloud of 5 slots over several pools" in reason
+    assert "at the global cap of 8 slots" in pool_of(yard, others[1])["decision"]["reason"]
+    yard.runtime.settings = kept
+    sizing.resize_pools(yard.runtime)
+    assert [live(yard, other) for other in others] == [4, 4]
+
+
+def test_the_client_sets_and_explains_them(bench: Workbench) -> None:
+    bench.pool(vms=0, is_elastic=True, elastic_maximum_slots=8)
+    with bench.client() as client:
+        pool = client.pool("herd")
+        assert "has not been decided yet" in " ".join(pool.explain())
+        pool.set_policies([*other_day(), FIXED])
+        assert [policy["name"] for policy in pool.policies()] == ["other", "always"]
+        said = " ".join(pool.explain())
+        assert "Policy always rules (fixed): 3 slots, always." in said
+        assert "on policy other rules." in said
+        wrong = [
+            FIXED,
+            {"name": "b", "kind": "queue", "maximum_total_slots": 2, "resize_factor": 7},
+        ]
+        before = pool.update().info()
+        with pytest.raises(BadInput, match=r"policies\[1\].resize_factor"):
+            pool.set(tags=["x"], policies=wrong)
+        assert pool.update().info() == before
+        pool.set_policies([])
+        assert "0 to 8 slots" in " ".join(pool.explain())
+        assert pool.decisions() == []
+        with pytest.raises(BadInput, match="limit"):
+            pool.decisions(limit=0)
+        with bench.engine.begin() as connection:
+            connection.execute(text("UPDATE pools SET state = 'CLOSING'"))
+        with pytest.raises(Refused, match="cannot set policies"):
+            pool.set_policies([FIXED])
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"elastic_minimum_slots": 9}, r"elastic_minimum_slots \(9\) is above"),
+        ({"elastic_minimum_idle_slots": 9}, r"elastic_minimum_idle_slots \(9\) is above"),
+        ({"elastic_maximum_slots": 1, "elastic_minimum_slots": 2}, "elastic_minimum_slots"),
+        ({"elastic_resize_factor": 0}, "elastic_resize_factor"),
+        ({"elastic_resize_factor": 7}, "elastic_resize_factor"),
+        ({"elastic_resize_factor": math.nan}, "elastic_resize_factor"),
+        ({"elastic_minimum_idle_time_s": -1}, "elastic_minimum_idle_time_s"),
+        ({"sizing_group": "a b"}, "sizing_group"),
+        ({"policies": [{**FIXED, "slots": math.nan}]}, r"policies\[0\].slots"),
+    ],
+)
+def test_bad_sizes_are_refused_by_name(
+    bench: Workbench, fields: dict[str, Any], match: str
+) -> None:
+    bench.pool(vms=0, is_elastic=True, elastic_maximum_slots=8)
+    with bench.client() as client:
+        pool = client.pool("herd")
+        before = pool.info()
+        with pytest.raises(BadInput, match=match):
+            pool.set(**fields)
+        assert pool.update().info() == before
+        with pytest.raises(BadInput, match=match):
+            client.create_pool("other", **{"elastic_maximum_slots": 8, **fields})
+        assert [known.name for known in client.pools()] == ["herd"]
+
+
+def test_setup_elastic_refuses_more_idle_slots_than_there_can_be(bench: Workbench) -> None:
+    bench.pool(vms=0)
+    with bench.client() as client:
+        pool = client.pool("herd")
+        with pytest.raises(BadInput, match="minimum_idle_slots"):
+            pool.setup_elastic(maximum_total_slots=4, minimum_idle_slots=5)
+        assert not pool.update().is_elastic
