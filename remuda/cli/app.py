@@ -83,6 +83,7 @@ POOL = {
     "explain": Entry("pool:explain", "Say why a pool has its size, and what comes next."),
     "policies": Entry("pool_sizing:policies", "Show or set the policies of a pool's size."),
     "decisions": Entry("pool_sizing:decisions", "List a pool's sizing decisions."),
+    "simulate": Entry("pool_simulate:simulate", "Try settings on a trace of jobs."),
     "info": Entry("pool_info:info", "Keep keys and values of your own with a pool."),
 }
 

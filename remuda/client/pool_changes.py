@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from remuda.checks import whole
-from remuda.client import pool_settings
+from remuda.client import pool_settings, simulating
 from remuda.errors import DatabaseUnavailable, WaitTimeout
 from remuda.models import ledger, requests, retiring, sizing_decisions
 from remuda.models.database import WAKE_CHANNEL, Listener
@@ -15,6 +16,7 @@ from remuda.models.database import WAKE_CHANNEL, Listener
 if TYPE_CHECKING:
     from remuda.client.context import Context
     from remuda.policies import Policy
+    from remuda.traces import Trace
 
 _POLL_S = 1.0
 _ENDED = ("CLOSED", "PENDING_DELETE")
@@ -60,6 +62,35 @@ class PoolChanges:
         """Return its newest sizing decisions, oldest first, each that differed from the one before."""
         whole("limit", limit, least=1, most=100_000)
         return self._context.read(lambda c: sizing_decisions.listing(c, self.id, limit=limit))
+
+    def simulate(
+        self,
+        trace: Trace | None = None,
+        *,
+        since_s: float = 7 * 86_400,
+        start: datetime | None = None,
+        boot_s: float | None = None,
+        price: float | None = None,
+        **changes: Any,
+    ) -> list[simulating.Simulated]:
+        """Play a trace (None: its own jobs of the last `since_s` seconds) against its settings.
+
+        With `changes`, as `set` takes them of its size, also against the changed ones: "present" and
+        "changed", for the same time. `start`: when the trace begins, which policies' clocks tell.
+        `boot_s`: what a VM takes to start, else as its latest did; `price`: of a VM for an hour,
+        else its first offer's. Raises BadInput; nothing is changed.
+        """
+        row = self.update().info()
+        played = trace or simulating.history_trace(self._context, self.id, since_s=since_s)
+        given = {
+            "boot_s": boot_s,
+            "measured_boot_s": simulating.measured_boot_s(self._context, self.id),
+            "price": price,
+        }
+        models = {"present": simulating.model_of(row, changes={}, **given)}
+        if changes:
+            models["changed"] = simulating.model_of(row, changes=changes, **given)
+        return simulating.compare(models, played, start=start)
 
     def wait_closed(self, timeout_s: float | None = None) -> None:
         """Wait until it is closed, all its VMs confirmed gone; raises WaitTimeout."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -80,27 +80,30 @@ def _goes_first(
     snapshot: PoolSnapshot, decision: Decision, now: datetime, period: timedelta
 ) -> tuple[str, datetime | None]:
     """Tell when the first idle VM may go, if there is more than there should be."""
-    if decision.alive - sum(_slots(snapshot, decision.close_vm_ids)) > decision.target:
+    closed = {*decision.close_vm_ids, *decision.drain_vm_ids}
+    spare = decision.alive - sum(_slots(snapshot, closed)) - decision.target
+    if spare > 0:
         enough = timedelta(
             seconds=snapshot.elastic.minimum_idle_time_seconds if snapshot.elastic else 0
         )
-        closed = {*decision.close_vm_ids, *decision.drain_vm_ids}
+        left = [vm for vm in snapshot.vms if not vm.draining and vm.id not in closed]
         idle = [
             (vm.idle_since + enough, vm.id)
-            for vm in snapshot.vms
-            if vm.idle_since and not vm.busy_slots and not vm.draining and vm.id not in closed
+            for vm in left
+            if vm.idle_since and not vm.busy_slots and vm.slots <= spare
         ]
         if idle:
             at, vm_id = min(idle)
             return f"VM {vm_id} goes unless it gets work", max(at, now + period)
-        return "VMs go when their work has ended", None
+        if any(vm.slots <= spare for vm in left):
+            return "VMs go when their work has ended", None
     if decision.grow_vms:
         return "it stays at that size while its demand does", None
     return "nothing while its demand stays as it is", None
 
 
-def _slots(snapshot: PoolSnapshot, vm_ids: Sequence[int]) -> list[int]:
-    return [vm.slots for vm in snapshot.vms if vm.id in set(vm_ids)]
+def _slots(snapshot: PoolSnapshot, vm_ids: Collection[int]) -> list[int]:
+    return [vm.slots for vm in snapshot.vms if vm.id in vm_ids]
 
 
 def _takes_over(policy: Policy | None) -> str:
