@@ -15,6 +15,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "pool": Entry("app:pool", "Create, change and close pools of VMs."),
         "vm": Entry("app:vm", "Look at VMs, drain or terminate them."),
         "history": Entry("history", "Plot VMs and jobs over time."),
+        "cost": Entry("cost", "Show what pools, owners, VMs and jobs cost."),
+        "budget": Entry("app:budget", "Limit what pools and owners spend."),
         "image": Entry("app:image", "Look at images; trust or distrust them."),
         "lease": Entry("app:lease", "Look at leases, release, renew or revoke them."),
         "owner": Entry("app:owner", "Look at owners and their limits."),
@@ -120,6 +122,12 @@ OWNER = {
     "set": Entry("owner:set_", "Set an owner's limits."),
 }
 
+BUDGET = {
+    "list": Entry("cost:list_budgets", "List budgets."),
+    "set": Entry("cost:set_", "Set a budget, with levels to warn and to stop."),
+    "remove": Entry("cost:remove", "Remove a budget."),
+}
+
 DB = {
     "upgrade": Entry("db:upgrade", "Bring the schema to this release's revision."),
     "check": Entry("db:check", "Fail unless the schema is this release's."),
@@ -140,6 +148,7 @@ lease = LazyGroup(
     "lease", {"Commands": LEASE}, help="Look at leases, release, renew or revoke them."
 )
 owner = LazyGroup("owner", {"Commands": OWNER}, help="Look at owners and their limits.")
+budget = LazyGroup("budget", {"Commands": BUDGET}, help="Limit what pools and owners spend.")
 db = LazyGroup("db", {"Commands": DB}, help="Migrate, check, back up or restore the database.")
 
 

@@ -47,6 +47,8 @@ def _waiting(facts: Mapping[str, Any]) -> list[str]:
         said += _dependencies(facts)
     if job["held"]:
         said.append("It is held: it was suspended before it was placed; `resume` lets it go on.")
+    if facts["budget_stop"]:
+        said.append(f"Nothing of its owner is placed: {facts['budget_stop']}.")
     if facts["waits_s"]:
         said.append(f"Its next attempt is due in {facts['waits_s']:.0f} s.")
     array = facts["array"]
@@ -94,6 +96,8 @@ def _in_pool(job: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
         return [f"It waits: pool {name} is not submitted yet."]
     if state in ("CLOSING", "CLOSED", "PENDING_DELETE"):
         return [f"Pool {name} is {state}; the job will be cancelled."]
+    if pool["budget_stop"]:
+        return [f"Pool {name} places and launches nothing: {pool['budget_stop']}."]
     limit = never_fits(
         job,
         pool,

@@ -56,7 +56,7 @@ def metric_of(name: Any, by: Any) -> Metric:
 
 def period_of(now: datetime, *, since: Any, until: Any, bucket_s: Any) -> Period:
     """Return the buckets from `since` to `until`: datetimes, or how long ago; raises BadInput."""
-    start, end = _time("since", since, now), _time("until", until, now)
+    start, end = time_of("since", since, now), time_of("until", until, now)
     if start >= now:
         raise BadInput(f"since is not in the past: {start.isoformat()}")
     if not start < end:
@@ -79,7 +79,8 @@ def period_of(now: datetime, *, since: Any, until: Any, bucket_s: Any) -> Period
     return Period(begin, stop, width, last - first)
 
 
-def _time(what: str, value: Any, now: datetime) -> datetime:
+def time_of(what: str, value: Any, now: datetime) -> datetime:
+    """Return a datetime, or how long ago it was, as a datetime in UTC; raises BadInput."""
     if isinstance(value, timedelta):
         if value < timedelta(0):
             raise BadInput(f"{what} is in the future: {value}")

@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from remuda.checks import shown, text_of, whole
 from remuda.client.context import Context
+from remuda.client.costing import Costing
 from remuda.client.history import History, metric_of, period_of, times_of
 from remuda.client.pools import Pool, pool_row
 from remuda.errors import BadInput
@@ -40,7 +41,7 @@ class ImageInfo:
     created_at: datetime
 
 
-class Looking:
+class Looking(Costing):
     """The questions' part of `remuda.client.Client`; filters: see docs/queries.md."""
 
     _context: Context

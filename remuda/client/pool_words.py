@@ -29,6 +29,8 @@ def explain_pool(pool: Mapping[str, Any]) -> list[str]:
     for refusal in pool.get("refusals") or ():
         which = f"Offer {refusal['offer']}" if refusal["offer"] else "The provider"
         said.append(f"{which} is not asked until {refusal['expires_at']}: {refusal['reason']}")
+    if pool.get("budget_stop"):
+        said.append(f"Nothing is placed or launched: {pool['budget_stop']}.")
     if pool.get("frozen_reason"):
         said.append(f"It is frozen: {pool['frozen_reason']}")
     if pool["launch_failures"]:

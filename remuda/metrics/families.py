@@ -39,6 +39,7 @@ def families(measures: Measures, *, most_owners: int) -> Iterator[Metric]:
     yield from _vms(measures, pools)
     yield from _leases(measures, pools)
     yield from _unowned(measures, pools)
+    yield from _budgets(measures)
     yield from _counters(measures, pools)
     yield _boots(measures, pools)
     yield from _health(measures)
@@ -111,6 +112,30 @@ def _jobs(measures: Measures, pools: Labels, owners: Labels) -> Iterator[Metric]
         ("pool", "state"),
         _sum(((pools[r["pool_id"]], r["state"]), r["count"]) for r in measures.jobs),
     )
+
+
+def _budgets(measures: Measures) -> Iterator[Metric]:
+    labels = ("of", "name")
+    whose = [
+        (("pool", row["pool"]) if row["pool"] is not None else ("owner", row["owner"]), row)
+        for row in measures.budgets
+    ]
+    yield _gauge(
+        "remuda_budget_spent",
+        "What was spent of a budget in its present period, in price units.",
+        labels,
+        {key: row["spent"] for key, row in whose},
+    )
+    for level, what in (
+        ("warn", "From when on a budget is told to be nearly used up."),
+        ("stop", "From when on nothing is placed or launched any more."),
+    ):
+        yield _gauge(
+            f"remuda_budget_{level}",
+            what,
+            labels,
+            {key: row[level] for key, row in whose if row[level] is not None},
+        )
 
 
 def _vms(measures: Measures, pools: Labels) -> Iterator[Metric]:

@@ -2,6 +2,7 @@
 
 from remuda.models.attempts import Attempt, AttemptOutput, Event, OutputChunk, Sweep, Transition
 from remuda.models.base import Base
+from remuda.models.budgets import Budget
 from remuda.models.command_vms import CommandCounter, CommandVm
 from remuda.models.jobs import Job, JobArray, JobSpecRow
 from remuda.models.lease_tables import Lease, LeaseRequest
@@ -22,6 +23,7 @@ __all__ = [
     "AttemptOutput",
     "AttemptState",
     "Base",
+    "Budget",
     "CommandCounter",
     "CommandVm",
     "Event",

@@ -89,7 +89,7 @@ _SHAPES = f"""
              CASE WHEN :by_sandbox THEN j.sandbox ELSE '' END AS sandbox, j.pool_ids,
              CASE WHEN j.array_id = ANY(:limited) THEN j.array_id END AS array_id
       FROM jobs j WHERE {READY} AND (j.not_before IS NULL OR j.not_before <= now())
-        AND j.pool_id = :pool AND j.pool_ids IS NULL
+        AND j.pool_id = :pool AND j.pool_ids IS NULL AND j.owner_id <> ALL(:stopped)
       UNION ALL
       SELECT j.cores, coalesce(j.memory_bytes, 0), j.gpus, j.architecture,
              j.constraints, CASE WHEN :by_owner THEN j.owner_id END,
@@ -97,6 +97,7 @@ _SHAPES = f"""
              CASE WHEN j.array_id = ANY(:limited) THEN j.array_id END
       FROM jobs j WHERE {READY} AND (j.not_before IS NULL OR j.not_before <= now())
         AND j.pool_ids IS NOT NULL AND j.pool_ids @> ARRAY[CAST(:pool AS bigint)]
+        AND j.owner_id <> ALL(:stopped)
     ), shapes AS (
       SELECT count(*) AS count, {_SHAPE} FROM ready
       WHERE cores <= :slots AND memory_bytes <= coalesce(:memory_bytes, 9223372036854775807)
@@ -109,6 +110,9 @@ _SHAPES = f"""
 
 _LIMITED = "SELECT id, max_running FROM arrays WHERE max_running IS NOT NULL AND ended < size"
 
+# Owners whose budget is used up: nothing of theirs is placed, so nothing is needed for it.
+_STOPPED = "SELECT id FROM owners WHERE budget_stop IS NOT NULL"
+
 # Leases that are waited for, and would be given, if there were a VM more.
 _WISHES = """
     SELECT coalesce(slots, :slots) AS cores, coalesce(slots, 1) AS least, owner_id, sandbox,
@@ -116,12 +120,13 @@ _WISHES = """
     FROM lease_requests
     WHERE pool_ids @> ARRAY[CAST(:pool AS bigint)] AND coalesce(slots, 1) <= :slots
       AND lease_id IS NULL AND grows AND NOT refused AND expires_at > now()
+      AND owner_id <> ALL(:stopped)
     GROUP BY 1, 2, 3, 4, 5 ORDER BY min(id)
 """
 
 _LIMITS = f"""
     SELECT p.id, p.provider, p.slots_per_vm, p.memory_bytes_per_vm, p.gpus_per_vm,
-           p.state IN ({sql_list((*OPEN_POOL, PoolState.FAILURE))}) AS open,
+           p.budget_stop IS NULL AND p.state IN ({sql_list((*OPEN_POOL, PoolState.FAILURE))}) AS open,
            p.state <> 'FAILURE' AND coalesce(p.paused_until <= now(), true)
              AND (SELECT coalesce(sum(v.slots), 0) FROM vms v WHERE v.pool_id = p.id
                     AND v.state NOT IN ('HALTED', 'STOPPING', 'STALLED', 'ERROR')) + p.slots_per_vm
@@ -170,6 +175,7 @@ def demand_of(connection: Connection, pool: Mapping[str, Any]) -> tuple[int, lis
     mine = limits[pool_id]
     limited = {row["id"]: row["max_running"] for row in rows(connection, _LIMITED)}
     array_room = array_rooms(connection, limited)
+    stopped = [row["id"] for row in rows(connection, _STOPPED)]
     found = rows(
         connection,
         _SHAPES,
@@ -180,8 +186,9 @@ def demand_of(connection: Connection, pool: Mapping[str, Any]) -> tuple[int, lis
         slots=mine.slots,
         memory_bytes=mine.memory_bytes,
         gpus=mine.gpus,
+        stopped=stopped,
     )
-    wishes = rows(connection, _WISHES, pool=pool_id, slots=mine.slots)
+    wishes = rows(connection, _WISHES, pool=pool_id, slots=mine.slots, stopped=stopped)
     others = {i for row in (*found, *wishes) for i in row["pool_ids"] or ()} - limits.keys()
     limits |= limits_of(connection, sorted(others)) if others else {}
     slots = int(found[0]["all_slots"]) if found else 0

@@ -57,7 +57,7 @@ class Placed:
 
 # Pools with jobs that wait for them, or may go to them, too.
 _WANTED = f"""
-    p.state IN ({sql_list(OPEN_POOL)}) AND (
+    p.state IN ({sql_list(OPEN_POOL)}) AND p.budget_stop IS NULL AND (
       EXISTS (SELECT FROM jobs j WHERE j.pool_id = p.id AND {READY})
       OR EXISTS (SELECT FROM jobs j WHERE j.pool_ids @> ARRAY[p.id] AND j.pool_ids IS NOT NULL
                    AND {READY}))

@@ -71,6 +71,9 @@ def explain_facts(connection: Connection, job_id: int) -> dict[str, Any]:
         "pools": [_pool(connection, found, by_id[i], limits[i]) for i in ids if i in by_id],
         "parents": [dict(row) for row in rows(connection, _PARENTS, id=job_id)],
         "array": _array(connection, found["array_id"]),
+        "budget_stop": rows(
+            connection, "SELECT budget_stop FROM owners WHERE id = :id", id=found["owner_id"]
+        )[0]["budget_stop"],
         "waits_s": itself["waits_s"],
         "deadline_s": itself["deadline_s"],
     }

@@ -72,6 +72,9 @@ METRICS: dict[str, Metric] = {
     "transferred_bytes": Metric(
         "counter", "bytes", "bytes moved to and from jobs", _VM, "beats", "transferred_bytes"
     ),
+    "jobs_cost": Metric(
+        "cost", "price units", "prices of VMs times the share of jobs in them", _RUN, "job_prices"
+    ),
     "cost": Metric("cost", "price units", "prices of VMs times their hours", _VM, "prices"),
 }
 

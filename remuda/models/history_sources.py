@@ -76,6 +76,13 @@ def _ran(by: str | None, weight: str) -> str:
     FROM {_ATTEMPTS} WHERE a.started_at < :end AND {_LATEST} AND {_CHOSEN}"""
 
 
+def _job_prices(by: str | None) -> str:
+    return f"""
+    SELECT {_OF_VM[by]} AS key, a.started_at AS began, a.ended_at AS ended,
+           a.cores * v.price / v.slots AS weight
+    FROM {_ATTEMPTS} WHERE a.started_at < :end AND {_LATEST} AND {_CHOSEN} AND v.price > 0"""
+
+
 def _busy_slots(by: str | None) -> str:
     return _ran(by, "a.cores")
 
@@ -153,6 +160,7 @@ SOURCES: dict[str, Callable[[str | None], str]] = {
     "vms": _vms,
     "slots": _slots,
     "prices": _prices,
+    "job_prices": _job_prices,
     "leased_slots": _leased_slots,
     "busy_slots": _busy_slots,
     "running_jobs": _running_jobs,

@@ -60,6 +60,11 @@ _DATABASE = """
            (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()) AS connections,
            current_setting('max_connections')::int AS max_connections
 """
+_BUDGETS = """
+    SELECT p.name AS pool, o.name AS owner, b.spent, b.warn, b.stop FROM budgets b
+    LEFT JOIN pools p ON p.id = b.pool_id LEFT JOIN owners o ON o.id = b.owner_id
+    ORDER BY b.id LIMIT :most
+"""
 _POOLS = """
     SELECT id, name, paused_until > now() AS paused, frozen_at IS NOT NULL AS frozen FROM pools
     ORDER BY state IN ('CLOSED', 'PENDING_DELETE'), id DESC LIMIT :most
@@ -143,6 +148,7 @@ class Measures:
     owners: Mapping[int, str]
     counts: Counter[Key]
     sums: Counter[tuple[str, int | None]]
+    budgets: Sequence[Mapping[str, Any]] = ()
 
 
 def measure(
@@ -167,6 +173,7 @@ def measure(
         owners=_owners(connection, {row["owner_id"] for row in jobs}),
         counts=values,
         sums=sums,
+        budgets=rows(connection, _BUDGETS, most=most_pools),
     )
 
 

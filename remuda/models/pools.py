@@ -29,6 +29,7 @@ class Owner(Base):
     created_at: Mapped[Created]
     # How many VMs may serve it at once before it gets no more by leases; None: any number.
     max_vms: Mapped[int | None]
+    budget_stop: Mapped[str | None] = mapped_column(Text)  # why nothing of theirs is placed
 
 
 class Image(Base):
@@ -168,6 +169,7 @@ class Pool(Base):
     policy_resize_period_s: Mapped[float | None]
     policy_changes_at: Mapped[Timestamp | None]
     sizing_group: Mapped[str | None] = mapped_column(Text)  # with whom it shares a ceiling
+    budget_stop: Mapped[str | None] = mapped_column(Text)  # why nothing is placed or launched
     heartbeat_s: Mapped[float] = mapped_column(server_default="10")
     stalling_interval_s: Mapped[float] = mapped_column(server_default="120")
 

@@ -99,7 +99,7 @@ _LOCK_JOBS = f"""
            j.sandbox, {MAYBE_OVERDUE} AS late,
            CASE WHEN j.array_id IS NULL THEN o.mean_wall_s ELSE a.mean_wall_s END AS expected_wall_s
     FROM jobs j JOIN owners o ON o.id = j.owner_id LEFT JOIN arrays a ON a.id = j.array_id
-    WHERE {READY} AND {{which}}
+    WHERE {READY} AND {{which}} AND o.budget_stop IS NULL
       AND (j.not_before IS NULL OR j.not_before <= now())
       AND (j.array_id IS NULL OR j.array_id <> ALL(:full_arrays))
       -- What fits nowhere now does not count against the limit, or it would hide what does. Not

@@ -8,6 +8,7 @@ from typing import Any
 from remuda.models import deadlines, dependencies, upkeep
 from remuda.models.database import reading
 from remuda.tasks import (
+    budgeting,
     calling,
     cancelling,
     enqueueing,
@@ -108,6 +109,13 @@ def expire() -> None:
             decision_retention_s=settings.decision_retention_s,
         )
     )
+
+
+@app.task(name=names.WATCH_BUDGETS, base=Sweep)  # type: ignore[untyped-decorator]
+def watch_budgets() -> str | None:
+    """Compare what was spent with the budgets."""
+    changed = budgeting.watch_budgets(get_runtime())
+    return f"{counted(changed, 'budget')} at another level" if changed else None
 
 
 @app.task(name=names.ENQUEUE)  # type: ignore[untyped-decorator]

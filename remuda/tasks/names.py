@@ -23,6 +23,7 @@ RESIZE_POOLS = "remuda.resize_pools"
 RECONCILE_VMS = "remuda.reconcile_vms"
 RECONCILE_JOBS = "remuda.reconcile_jobs"
 EXPIRE = "remuda.expire"
+WATCH_BUDGETS = "remuda.watch_budgets"
 
 QUEUE_OF = {
     DISPATCH: CONTROL,
@@ -34,6 +35,7 @@ QUEUE_OF = {
     RETIRE_VMS: CONTROL,
     RECONCILE_JOBS: CONTROL,
     EXPIRE: CONTROL,
+    WATCH_BUDGETS: CONTROL,
     SERVE_LEASES: CONTROL,
     SUBMIT_JOB: JOBS,
     UPDATE_JOB_STATE: JOBS,
@@ -58,4 +60,5 @@ PERIODS = {
     CHECK_HEALTH: 5.0,
     RETIRE_VMS: 3.0,
     EXPIRE: 30.0,
+    WATCH_BUDGETS: 10.0,
 }

@@ -202,4 +202,5 @@ def snapshot_of(
         policy=rules.name or "",
         policy_changed=rules.is_new,
         ceiling=ceiling,
+        stopped=pool["budget_stop"] or "",
     )

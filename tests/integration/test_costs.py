@@ -1,0 +1,264 @@
+"""Costs from rows, and budgets that warn, stop and let go on."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import text
+
+from remuda.cli.app import root
+from remuda.errors import BadInput, UnknownPool
+from remuda.tasks import budgeting, placing, sizing
+from tests.integration.builders import make_jobs
+from tests.integration.workbench import Workbench
+from tests.integration.yard import Yard, yard
+from tests.unit.cli import stand_in
+
+__all__ = ["yard"]
+
+
+@pytest.fixture
+def spent(bench: Workbench) -> Workbench:
+    """Two VMs of 2 slots, at 1 an hour: one up 4 h, with a job of 1 core for 2 h; one gone after 1 h."""
+    pool = bench.pool("dear", vms=2)
+    bench.pool("free", vms=1)
+    with bench.engine.begin() as connection:
+        [job] = make_jobs(connection, pool, 1)
+    [(attempt, vm)] = bench.place().values()
+    bench.start(job)
+    bench.end(job)
+    with bench.engine.begin() as connection:
+        for statement, values in (
+            ("UPDATE vms SET price = 1 WHERE pool_id = :pool", {"pool": pool}),
+            ("UPDATE vms SET submitted_at = now() - interval '4 hours' WHERE id = :vm", {"vm": vm}),
+            (
+                "UPDATE vms SET submitted_at = now() - interval '4 hours', state = 'STOPPING' WHERE"
+                " pool_id = :pool AND id <> :vm",
+                {"pool": pool, "vm": vm},
+            ),
+            (
+                "UPDATE vms SET halted_at = now() - interval '3 hours', state = 'HALTED' WHERE"
+                " pool_id = :pool AND id <> :vm",
+                {"pool": pool, "vm": vm},
+            ),
+            (
+                "UPDATE attempts SET started_at = now() - interval '3 hours',"
+                " ended_at = now() - interval '1 hour' WHERE id = :id",
+                {"id": attempt},
+            ),
+        ):
+            connection.execute(text(statement), values)
+    return bench
+
+
+def near(value: float) -> Any:
+    return pytest.approx(value, abs=0.01)
+
+
+def test_every_view_tells_the_same(spent: Workbench) -> None:
+    with spent.client() as client:
+        [dear, free] = client.costs("pool")
+        assert (dear["pool"], dear["vms"], dear["vm_hours"]) == ("dear", 2, near(5))
+        assert (dear["cost"], dear["jobs_cost"], dear["leases_cost"]) == (near(5), near(1), 0)
+        assert (free["pool"], free["cost"]) == ("free", 0)
+        assert [vm["cost"] for vm in client.costs("vm", pool="dear")] == [near(4), near(1)]
+        [job] = client.costs("job")
+        assert (job["cost"], job["slot_hours"], job["attempts"]) == (near(1), near(2), 1)
+        [attempt] = client.costs("attempt")
+        assert attempt["cost"] == near(1)
+        [owner] = client.costs("owner", owner="alice")
+        assert (owner["owner"], owner["cost"], owner["jobs"]) == ("alice", near(1), 1)
+
+
+def test_only_the_time_asked_for_counts(spent: Workbench) -> None:
+    with spent.client() as client:
+        assert client.costs(since=timedelta(hours=2), pool="dear")[0]["cost"] == near(2)
+        assert client.costs("job", since=timedelta(hours=2))[0]["cost"] == near(0.5)
+        early: dict[str, Any] = {"since": timedelta(days=2), "until": timedelta(hours=2)}
+        assert client.costs(pool="dear", **early)[0]["cost"] == near(3)
+        assert client.costs(since=timedelta(days=9), until=timedelta(days=8)) == []
+
+
+def test_leases_cost_their_share(spent: Workbench) -> None:
+    with spent.engine.begin() as connection:
+        connection.execute(
+            text(
+                """INSERT INTO leases (vm_id, owner_id, for_jobs, slots, acquired_at, expires_at)
+                   SELECT v.id, o.id, false, 2, now() - interval '1 hour', now() + interval '1 hour'
+                   FROM vms v, owners o WHERE v.price = 1 AND v.state = 'RUNNING' LIMIT 1"""
+            )
+        )
+    with spent.client() as client:
+        [owner] = client.costs("owner")
+        assert (owner["cost"], owner["jobs_cost"], owner["leases_cost"]) == (
+            near(2),
+            near(1),
+            near(1),
+        )
+        assert client.costs("pool")[0]["leases_cost"] == near(1)
+
+
+def test_history_has_the_share_of_jobs(spent: Workbench) -> None:
+    with spent.client() as client:
+        for metric, by, key, expected in (
+            ("cost", "pool", "dear", 5),
+            ("jobs_cost", "pool", "dear", 1),
+            ("jobs_cost", "owner", "alice", 1),
+        ):
+            found = client.history(metric, by=by, since=timedelta(hours=6), bucket_s=3600)
+            assert sum(value or 0 for value in found.series[key]["sum"]) == near(expected)
+
+
+@pytest.mark.parametrize(
+    ("given_", "match"),
+    [
+        ({"by": "planet"}, "no costs by 'planet'"),
+        ({"since": 7}, "since is a datetime"),
+        ({"since": timedelta(hours=1), "until": timedelta(hours=2)}, "is not after since"),
+        ({"owner": "nobody"}, "no owner 'nobody'"),
+        ({"limit": 0}, "limit"),
+        ({"since": datetime(2026, 1, 1)}, "time zone"),  # noqa: DTZ001
+    ],
+)
+def test_nonsense_is_refused(bench: Workbench, given_: dict[str, Any], match: str) -> None:
+    with bench.client() as client, pytest.raises(BadInput, match=match):
+        client.costs(**given_)
+
+
+@pytest.mark.parametrize(
+    ("given_", "match"),
+    [
+        ({"stop": 1}, "of a pool or of an owner"),
+        ({"pool": "herd", "owner": "alice", "stop": 1}, "of a pool or of an owner"),
+        ({"pool": "herd"}, "needs warn or stop"),
+        ({"pool": "herd", "stop": -1}, "stop must be"),
+        ({"pool": "herd", "warn": math.nan}, "warn must be"),
+        ({"pool": "herd", "stop": math.inf}, "stop must be"),
+        ({"pool": "herd", "stop": True}, "stop must be"),
+        ({"pool": "herd", "warn": 2, "stop": 1}, r"warn \(2\) is above stop"),
+        ({"pool": "herd", "stop": 1, "period": "year"}, "period must be"),
+        ({"owner": "x" * 10_000, "stop": 1}, "owner"),
+    ],
+)
+def test_bad_budgets_are_refused(bench: Workbench, given_: dict[str, Any], match: str) -> None:
+    bench.pool(vms=0)
+    with bench.client() as client:
+        with pytest.raises(BadInput, match=match):
+            client.set_budget(**given_)
+        with pytest.raises(UnknownPool):
+            client.set_budget(pool="none", stop=1)
+        assert client.budgets() == []
+
+
+def priced(yard: Yard, price: float = 1.0, **fields: Any) -> None:
+    yard.pool(offers=[{"name": "eu", "price": price}], **fields)
+
+
+def test_a_pools_budget_warns_stops_and_lets_go_on(
+    yard: Yard, bench: Workbench, caplog: pytest.LogCaptureFixture
+) -> None:
+    priced(yard, instance_count=2)
+    sizing.resize_pools(yard.runtime)
+    yard.sql(
+        """UPDATE vms SET state = 'SUBMITTED', provider_id = 'x', price = 1,
+             submitted_at = now() - interval '1 hour'"""
+    )
+    with bench.client() as client:
+        client.set_budget(pool="herd", period="total", warn=1.5, stop=3)
+        yard.sql("UPDATE pools SET created_at = now() - interval '1 day'")
+        assert budgeting.watch_budgets(yard.runtime) == 1
+        assert budgeting.watch_budgets(yard.runtime) == 0
+        assert "pool herd is at level warn: 2.00 spent" in caplog.text
+        client.set_budget(pool="herd", period="total", warn=1.5, stop=2)
+        assert budgeting.watch_budgets(yard.runtime) == 1
+        [budget] = client.budgets()
+        assert (budget["level"], budget["spent"]) == ("stop", near(2))
+        client.pool("herd").set(instance_count=4)
+        sizing.resize_pools(yard.runtime)
+        pool = yard.the_pool
+        assert pool["decision"]["step"] == "stopped"
+        assert len(yard.runtime.transact(lambda c: c.execute(text("SELECT 1 FROM vms")).all())) == 2
+        said = " ".join(client.pool("herd").explain())
+        assert "the budget of pool herd is used up: 2.00 of 2.00 spent in all" in said
+        assert client.remove_budget(pool="herd")
+        assert not client.remove_budget(pool="herd")
+        sizing.resize_pools(yard.runtime)
+        assert len(yard.runtime.transact(lambda c: c.execute(text("SELECT 1 FROM vms")).all())) == 4
+
+
+def test_nothing_is_placed_for_a_pool_or_owner_that_is_stopped(
+    yard: Yard, spent: Workbench
+) -> None:
+    with spent.client() as client:
+        client.set_budget(owner="alice", period="total", stop=0.5)
+        client.set_budget(pool="dear", period="total", stop=100)
+        yard.sql("UPDATE owners SET created_at = now() - interval '1 day'")
+        assert budgeting.watch_budgets(yard.runtime) == 1
+        jobs = {}
+        with spent.engine.begin() as connection:
+            for owner in ("alice", "bob"):
+                pool = client.pool("dear").id
+                jobs[owner] = make_jobs(connection, pool, 1, owner=owner)[0]
+        assert sum(placing.dispatch(yard.runtime).values()) == 1
+        assert client.job(jobs["alice"]).state == "NEW"
+        assert client.job(jobs["bob"]).state == "SUBMITTED"
+        said = " ".join(client.explain(jobs["alice"]))
+        assert "Nothing of its owner is placed: the budget of owner alice is used up" in said
+        client.set_budget(owner="alice", period="total", stop=50)
+        client.set_budget(pool="dear", period="total", stop=1)
+        yard.sql("UPDATE pools SET created_at = now() - interval '1 day'")
+        assert budgeting.watch_budgets(yard.runtime) == 2
+        assert not placing.dispatch(yard.runtime)
+        assert "Pool dear places and launches nothing" in " ".join(client.explain(jobs["alice"]))
+        client.remove_budget(pool="dear")
+        assert sum(placing.dispatch(yard.runtime).values()) == 1
+
+
+def test_no_pool_grows_for_an_owner_that_is_stopped(yard: Yard) -> None:
+    priced(yard, is_elastic=True, elastic_maximum_slots=8)
+    yard.runtime.transact(lambda c: make_jobs(c, yard.pool_id, 3))
+    yard.runtime.transact(lambda c: make_jobs(c, yard.pool_id, 2, owner="bob"))
+    yard.sql("UPDATE owners SET budget_stop = 'used up' WHERE name = 'alice'")
+    sizing.resize_pools(yard.runtime)
+    assert yard.the_pool["decision"]["grow_vms"] == 2
+
+
+def test_a_new_period_begins_anew(yard: Yard, spent: Workbench) -> None:
+    with spent.client() as client:
+        client.set_budget(pool="dear", period="day", stop=0.1)
+        budgeting.watch_budgets(yard.runtime)
+        yard.sql("UPDATE vms SET state = 'STOPPING' WHERE price = 1 AND state = 'RUNNING'")
+        yard.sql(
+            """UPDATE vms SET submitted_at = submitted_at - interval '3 days',
+                 halted_at = now() - interval '2 days', state = 'HALTED' WHERE price = 1"""
+        )
+        budgeting.watch_budgets(yard.runtime)
+        [budget] = client.budgets()
+        assert (budget["level"], budget["spent"]) == ("ok", 0)
+        assert budget["period_start"] <= datetime.now(UTC)
+        assert client.pool("dear").info()["budget_stop"] is None
+
+
+def test_the_commands(spent: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with spent.client() as client:
+        stand_in(monkeypatch, client)
+
+        def run(*words: str) -> Any:
+            return CliRunner().invoke(root, list(words))
+
+        assert run("cost").output.splitlines()[1].split() == [
+            "dear", "2", "5.000", "5.0000", "1.0000", "0.0000", "4.0000"
+        ]  # fmt: skip
+        for by in ("owner", "vm", "job", "attempt"):
+            assert run("cost", "--by", by).exit_code == 0
+            assert json.loads(run("cost", "--by", by, "--json").output)[0]["cost"] > 0
+        assert run("budget", "set", "--pool", "dear", "--stop", "7").exit_code == 0
+        assert run("budget", "set", "--pool", "dear", "--stop", "nan").exit_code == 2
+        assert run("budget", "list").output.splitlines()[1].split()[:3] == ["pool", "dear", "month"]
+        assert "is removed" in run("budget", "remove", "--pool", "dear").output
+        assert "there was none" in run("budget", "remove", "--pool", "dear").output
