@@ -76,6 +76,10 @@ class Settings(BaseSettings):
     group_max_slots: dict[str, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(
         {}, description="slots that the pools of a group (sizing_group) may have together"
     )
+    carbon_file: Path | None = Field(
+        None,
+        description="power, grids and data centres that CO2 is estimated from; unset: built in",
+    )
     flower_events: Literal["auto", "on", "off"] = Field(
         "auto", description="tell Celery monitors of VMs and attempts; auto: while one listens"
     )

@@ -16,6 +16,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "vm": Entry("app:vm", "Look at VMs, drain or terminate them."),
         "history": Entry("history", "Plot VMs and jobs over time."),
         "cost": Entry("cost", "Show what pools, owners, VMs and jobs cost."),
+        "carbon": Entry("carbon", "Estimate energy and CO2 of a pool or a job."),
         "budget": Entry("app:budget", "Limit what pools and owners spend."),
         "image": Entry("app:image", "Look at images; trust or distrust them."),
         "lease": Entry("app:lease", "Look at leases, release, renew or revoke them."),

@@ -165,6 +165,7 @@ def show(name: str, as_json: bool) -> None:
             ("policies", [policy["name"] for policy in record["policies"] or ()]),
             ("ruled by", record["policy_name"]),
             ("sizing group", record["sizing_group"]),
+            ("data centre", record["datacenter"]),
             ("slots per VM", record["slots_per_vm"]),
             ("memory per VM", format_size(record["memory_bytes_per_vm"])),
             ("GPUs per VM", record["gpus_per_vm"] or None),

@@ -32,6 +32,7 @@ _FIELDS = {
     "prepare_timeout": "preparation_timeout_s",
     "vms": "instance_count",
     "group": "sizing_group",
+    "datacenter": "datacenter",
     "isolation": "isolation",
     "heartbeat": "heartbeat_s",
     "stalling_interval": "stalling_interval_s",
@@ -174,6 +175,9 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--group", metavar="GROUP", help="With others of the group it shares a ceiling of slots."
+    ),
+    click.option(
+        "--datacenter", metavar="NAME", help="Where its machines stand: see docs/carbon.md."
     ),
     click.option(
         "--isolation", type=click.Choice(ISOLATIONS), help="Who may share a VM.  [default: shared]"

@@ -68,6 +68,7 @@ _POOL = (
     "policies",
     "policy_name",
     "sizing_group",
+    "datacenter",
     "vms",
     "slots",
     "busy_slots",

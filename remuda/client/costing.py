@@ -1,4 +1,4 @@
-"""What the client offers of money: what things cost, and budgets."""
+"""What the client offers of money and carbon: what things cost, budgets, and footprints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from remuda.checks import seconds, shown, text_of, whole
+from remuda.client import footprint
 from remuda.client.context import Context
 from remuda.client.history import time_of
 from remuda.client.pools import pool_row
@@ -16,6 +17,7 @@ from remuda.models.database import database_time
 from remuda.models.submit import owner_id
 
 if TYPE_CHECKING:
+    from remuda.carbon import CarbonTable
     from remuda.client.pools import Pool
 
 _MOST = 1e15
@@ -113,6 +115,10 @@ class Costing:
         return self._context.commit(
             lambda c: budget_models.remove(c, pool_id=pool_id, owner_id=whose)
         )
+
+    def carbon_table(self) -> CarbonTable:
+        """Return power, grids and data centres that energy and CO2 are estimated from."""
+        return footprint.table(self._context)
 
     def _owner_id(self, owner: str) -> int:
         name = text_of("owner", owner, least=1, most=200)

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remuda.client import completion, following
+from remuda.client import completion, following, footprint
 from remuda.client.live import LiveJob
 from remuda.client.results import FinalRecord, Result
 from remuda.errors import OutputNotAvailable
@@ -18,6 +18,7 @@ from remuda.models.cancel import request_cancel
 from remuda.models.outputs import final_records
 
 if TYPE_CHECKING:
+    from remuda.carbon import CarbonFacts
     from remuda.client.context import Context
 
 _FRESH_S = 0.25  # a row is not read again sooner
@@ -162,6 +163,13 @@ class Job(LiveJob):
         Raises OutputNotAvailable before it has ended, AlreadyExists when a file is there already.
         """
         return self._final().bring(Path(to), overwrite=overwrite)
+
+    def carbon_facts(self, datacenter: str | None = None) -> CarbonFacts:
+        """Estimate energy and CO2 of its attempts, compared with the same work in `datacenter`.
+
+        That is the name of a data centre or grid (None: the average one); see docs/carbon.md.
+        """
+        return footprint.of_job(self._context, self.id, datacenter=datacenter)
 
     def follow(self, *, over: threading.Event | None = None) -> Iterator[tuple[str, bytes]]:
         """Yield its output as it comes, as ("stdout" or "stderr", bytes); ends when it has ended.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from remuda.checks import whole
-from remuda.client import pool_settings, simulating
+from remuda.client import footprint, pool_settings, simulating
 from remuda.errors import DatabaseUnavailable, WaitTimeout
 from remuda.models import ledger, requests, retiring, sizing_decisions
 from remuda.models.database import WAKE_CHANNEL, Listener
 
 if TYPE_CHECKING:
+    from remuda.carbon import CarbonFacts
     from remuda.client.context import Context
     from remuda.policies import Policy
     from remuda.traces import Trace
@@ -91,6 +92,27 @@ class PoolChanges:
         if changes:
             models["changed"] = simulating.model_of(row, changes=changes, **given)
         return simulating.compare(models, played, start=start)
+
+    def carbon_facts(
+        self,
+        datacenter: str | None = None,
+        *,
+        since: datetime | timedelta = footprint.LONG_AGO,
+        until: datetime | timedelta = timedelta(0),
+    ) -> CarbonFacts:
+        """Estimate energy and CO2 of its VMs, compared with the same work in `datacenter`.
+
+        That is the name of a data centre or grid of the table (None: the average one); see
+        docs/carbon.md. Raises BadInput.
+        """
+        return footprint.of_pool(
+            self._context,
+            self.id,
+            here=self.update().info()["datacenter"],
+            datacenter=datacenter,
+            since=since,
+            until=until,
+        )
 
     def wait_closed(self, timeout_s: float | None = None) -> None:
         """Wait until it is closed, all its VMs confirmed gone; raises WaitTimeout."""

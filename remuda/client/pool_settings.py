@@ -123,7 +123,7 @@ def _memory(what: str, value: Any) -> int | None:
     return None if value is None else whole(what, value, least=1, most=MAX_MEMORY_BYTES)
 
 
-def _group(what: str, value: Any) -> str:
+def _short_name(what: str, value: Any) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise BadInput(
             f"{what} must be a short name, not {shown(value)}",
@@ -231,7 +231,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "elastic_resize_factor": lambda what, v: seconds(what, v, most=1),
     "elastic_resize_period_s": _period,
     "policies": lambda _what, v: [policy_row(policy) for policy in policies_of(v)],
-    "sizing_group": lambda what, v: None if v is None else _group(what, v),
+    "sizing_group": lambda what, v: None if v is None else _short_name(what, v),
+    "datacenter": lambda what, v: None if v is None else _short_name(what, v),
     "heartbeat_s": lambda what, v: seconds(what, v, most=3600),
     "offers": lambda what, v: [offer_row(offer) for offer in offers_of(v)],
     "launch_timeout_s": lambda what, v: seconds(what, v, most=86_400),

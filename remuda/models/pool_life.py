@@ -37,6 +37,7 @@ SETTABLE = {
     "elastic_resize_period_s",
     "policies",
     "sizing_group",
+    "datacenter",
     "heartbeat_s",
     "stalling_interval_s",
     "architecture",

@@ -116,6 +116,7 @@ class Pool(Base):
             name="policies",
         ),
         CheckConstraint("length(sizing_group) BETWEEN 1 AND 63", name="sizing_group"),
+        CheckConstraint("length(datacenter) BETWEEN 1 AND 63", name="datacenter"),
         CheckConstraint("max_vms_per_owner >= 0", name="max_vms_per_owner"),
         CheckConstraint(
             "(reuse_opportunity_s IS NULL OR reuse_opportunity_s BETWEEN 0 AND 31536000)"
@@ -170,6 +171,7 @@ class Pool(Base):
     policy_changes_at: Mapped[Timestamp | None]
     sizing_group: Mapped[str | None] = mapped_column(Text)  # with whom it shares a ceiling
     budget_stop: Mapped[str | None] = mapped_column(Text)  # why nothing is placed or launched
+    datacenter: Mapped[str | None] = mapped_column(Text)  # where its machines stand
     heartbeat_s: Mapped[float] = mapped_column(server_default="10")
     stalling_interval_s: Mapped[float] = mapped_column(server_default="120")
 

@@ -188,6 +188,7 @@ def _look(runtime: Runtime, row: Mapping[str, Any], provider: Provider, provider
                 "launch_failures": 0,
                 "error": None,
                 "release_hook": hook,
+                **({} if (price := _price(found)) is None else {"price": price}),
                 **where,
             }
             vm_life.move_vm(connection, row["id"], VmState.SUBMITTED, fields=fields)
@@ -208,6 +209,11 @@ def _where(found: VmDescription) -> dict[str, Any]:
         "private_ip": _ip(found.private_ip),
         "public_ip": _ip(found.public_ip),
     }
+
+
+def _price(found: VmDescription) -> float | None:
+    """Return what the provider says that the VM costs, unless that makes no sense."""
+    return found.price if found.price is not None and 0 <= found.price <= 1e9 else None
 
 
 def _ip(text: str | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy import text
 from remuda.cli.app import root
 from remuda.errors import BadInput, UnknownPool
 from remuda.tasks import budgeting, placing, sizing
+from remuda.testing import NoopProvider
 from tests.integration.builders import make_jobs
 from tests.integration.workbench import Workbench
 from tests.integration.yard import Yard, yard
@@ -219,6 +221,19 @@ def test_nothing_is_placed_for_a_pool_or_owner_that_is_stopped(
         assert sum(placing.dispatch(yard.runtime).values()) == 1
 
 
+@pytest.mark.parametrize(("told", "kept"), [(0.25, 0.25), (None, 1.0), (math.nan, 1.0), (-1, 1.0)])
+def test_a_price_of_the_provider_counts_instead_of_the_offers(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch, told: float | None, kept: float
+) -> None:
+    priced(yard)
+    usual = NoopProvider._described
+    monkeypatch.setattr(
+        NoopProvider, "_described", lambda self, machine: replace(usual(self, machine), price=told)
+    )
+    [vm_id] = yard.vms()
+    assert yard.launch(vm_id)["price"] == kept
+
+
 def test_no_pool_grows_for_an_owner_that_is_stopped(yard: Yard) -> None:
     priced(yard, is_elastic=True, elastic_maximum_slots=8)
     yard.runtime.transact(lambda c: make_jobs(c, yard.pool_id, 3))
@@ -262,3 +277,37 @@ def test_the_commands(spent: Workbench, monkeypatch: pytest.MonkeyPatch) -> None
         assert run("budget", "list").output.splitlines()[1].split()[:3] == ["pool", "dear", "month"]
         assert "is removed" in run("budget", "remove", "--pool", "dear").output
         assert "there was none" in run("budget", "remove", "--pool", "dear").output
+
+
+def test_carbon_of_pools_and_jobs(spent: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with spent.client() as client:
+        pool = client.pool("dear")
+        pool.set(datacenter="FR")
+        [job] = client.jobs(pool="dear")
+        of_job = job.carbon_facts("DE")
+        assert of_job.energy_it_Wh == pytest.approx(2 * 3.5, rel=0.01)
+        assert of_job.carbon_footprint_gC02eq == pytest.approx(7 * 1.58 * 56 / 1000, rel=0.01)
+        assert of_job.equivalent_datacenter_name == "DE"
+        of_pool = pool.carbon_facts()  # 10 slot-hours, of which 2 were at work
+        assert of_pool.energy_it_Wh == pytest.approx(2 * 3.5 + 8 * 0.74, rel=0.01)
+        lately = pool.carbon_facts(since=timedelta(hours=2))
+        assert lately.energy_it_Wh == pytest.approx(1 * 3.5 + 3 * 0.74, rel=0.01)
+        pool.set(datacenter="mars")
+        with pytest.raises(BadInput, match="mars"):
+            pool.carbon_facts()
+        pool.set(datacenter=None)
+        with pytest.raises(BadInput, match="is not after since"):
+            pool.carbon_facts(since=timedelta(hours=1), until=timedelta(hours=2))
+        with pytest.raises(BadInput, match="datacenter"):
+            pool.set(datacenter="x y")
+
+        stand_in(monkeypatch, client)
+
+        def run(*words: str) -> Any:
+            return CliRunner().invoke(root, ["carbon", *words])
+
+        assert "g CO2e" in run("--pool", "dear", "--compare", "PL").output
+        assert json.loads(run("--job", str(job.id), "--json").output)[0]["PUE"] == 1.58
+        assert "data centre" in run("--list").output
+        assert run().exit_code == 2
+        assert run("--pool", "dear", "--compare", "mars").exit_code == 2

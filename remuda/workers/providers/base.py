@@ -54,6 +54,8 @@ class VmDescription:
     `pool`: the tag it was made with; "" if the provider cannot tell.
     `interruption_at`: when the provider takes, or took, the machine away on its own account, such as a
     spot instance that others pay more for. It is told before, but not long: two minutes are usual.
+    `price`: for an hour, in the currency of the pool's offers, where the provider knows it: it then
+    counts instead of the offer's.
     """
 
     provider_id: str
@@ -64,6 +66,7 @@ class VmDescription:
     token: str = ""
     interruption_at: datetime | None = None
     pool: str = ""
+    price: float | None = None
 
 
 class Provider(ABC):

@@ -26,6 +26,7 @@ def _policies() -> None:
         sa.Column("policy_resize_period_s", sa.Double()),
         sa.Column("policy_changes_at", sa.DateTime(timezone=True)),
         sa.Column("sizing_group", sa.Text()),
+        sa.Column("datacenter", sa.Text()),
     ):
         op.add_column("pools", column)
     op.create_check_constraint(
@@ -39,6 +40,9 @@ def _policies() -> None:
     )
     op.create_check_constraint(
         op.f("ck_pools_sizing_group"), "pools", "length(sizing_group) BETWEEN 1 AND 63"
+    )
+    op.create_check_constraint(
+        op.f("ck_pools_datacenter"), "pools", "length(datacenter) BETWEEN 1 AND 63"
     )
     # More could never be kept idle; such a pool was not sized at all.
     op.execute(
