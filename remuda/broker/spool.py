@@ -69,7 +69,8 @@ class Spool:
     def __init__(self, root: Path | str) -> None:
         """Use `root`, which must exist; everything below it is made when needed."""
         self.root = str(root)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held while a file lock is waited for
+        self._naming = threading.Lock()  # nothing is waited for, so who has a file lock may take it
         self._token = os.urandom(6).hex()
         self._last_ns = 0
         self._claims: tuple[str, int] | None = None
@@ -259,7 +260,7 @@ class Spool:
     # -- this process -----------------------------------------------------------------------
 
     def _name(self) -> str:
-        with self._lock:
+        with self._naming:
             self._last_ns = max(self._last_ns + 1, time.time_ns())
             return f"{self._last_ns:020d}-{self._token}"
 
@@ -292,6 +293,7 @@ class Spool:
         self._claims = None
         self._token = os.urandom(6).hex()
         self._lock = threading.Lock()
+        self._naming = threading.Lock()
 
     def _queue(self, queue: str) -> str:
         return os.path.join(self.root, "queues", escape(queue))

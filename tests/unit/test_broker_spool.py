@@ -14,6 +14,7 @@ import pytest
 from remuda.broker import bell as bells
 from remuda.broker import spool
 from remuda.broker.bell import Bell
+from remuda.broker.files import listdir
 from remuda.broker.inbox import Inbox
 from remuda.broker.spool import MAX_DEATHS, Binding, Claimed, Spool
 from tests.unit.processes import python, until
@@ -170,6 +171,31 @@ def test_sweep_removes_dead_transient_queues_and_keeps_the_rest(box: Spool) -> N
     box.sweep()
     Spool(box.root).sweep()
     assert [box.exists(queue) for queue in ("q", "mine", "durable")] == [False, True, True]
+
+
+def test_a_queue_is_declared_while_another_thread_removes_it(
+    box: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who declares waits for who removes, and holds up nothing that is needed for it."""
+    hold_and_die(box, "declare")
+    declaring = threading.Thread(target=box.declare, args=("q",), kwargs={"transient": True})
+
+    def meanwhile(path: str) -> list[str]:
+        if path.endswith("exchanges") and declaring.ident is None:
+            declaring.start()
+            until(box._lock.locked)
+        return listdir(path)
+
+    monkeypatch.setattr("remuda.broker.spool.listdir", meanwhile)
+    sweeping = threading.Thread(target=box.sweep, daemon=True)
+    declaring.daemon = True
+    sweeping.start()
+    sweeping.join(20)
+    assert not sweeping.is_alive()
+    declaring.join(20)
+    assert not declaring.is_alive()
+    assert box.exists("q")
+    assert box.put("q", b"x", create=False)
 
 
 def test_leaving_a_transient_queue_removes_it_when_nobody_else_holds_it(box: Spool) -> None:
