@@ -155,6 +155,7 @@ def show(name: str, as_json: bool) -> None:
             ("image", record["image"]),
             ("settings", sorted(record["settings"])),
             ("offers", _offers(record)),
+            ("order of offers", record["offer_order"] if record["offers"] else None),
             ("tags", record["tags"]),
             ("isolation", record["isolation"]),
             ("size", pool_size(record)),

@@ -33,6 +33,7 @@ _FIELDS = {
     "vms": "instance_count",
     "group": "sizing_group",
     "datacenter": "datacenter",
+    "offer_order": "offer_order",
     "isolation": "isolation",
     "heartbeat": "heartbeat_s",
     "stalling_interval": "stalling_interval_s",
@@ -209,6 +210,11 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         multiple=True,
         metavar="FILE|JSON",
         help="What its VMs may be made from, in order: see docs/providers.md. Repeatable.",
+    ),
+    click.option(
+        "--offer-order",
+        type=click.Choice(["listed", "cheapest", "deadline"]),
+        help="Which offer is asked first; see docs/providers.md.  [default: listed]",
     ),
     click.option(
         "--launch-timeout", type=DURATION, help="A VM not up by then is given up.  [default: 10m]"

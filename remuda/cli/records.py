@@ -96,6 +96,7 @@ _POOL = (
     "frozen_at",
     "frozen_reason",
     "offers",
+    "offer_order",
     "launch_timeout_s",
     "launch_retries",
     "max_starting",

@@ -154,6 +154,13 @@ def _isolation(what: str, value: Any) -> str:
     return str(value)
 
 
+def _order(what: str, value: Any) -> str:
+    orders = ("listed", "cheapest", "deadline")
+    if value not in orders:
+        raise BadInput(f"{what} must be one of {', '.join(orders)}, not {shown(value)}")
+    return str(value)
+
+
 def plain_mapping(what: str, value: Any) -> dict[str, Any]:
     """Return a mapping that can be kept as JSON; raises BadInput."""
     if not isinstance(value, Mapping):
@@ -235,6 +242,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "datacenter": lambda what, v: None if v is None else _short_name(what, v),
     "heartbeat_s": lambda what, v: seconds(what, v, most=3600),
     "offers": lambda what, v: [offer_row(offer) for offer in offers_of(v)],
+    "offer_order": _order,
     "launch_timeout_s": lambda what, v: seconds(what, v, most=86_400),
     "launch_retries": _slots(0, 100),
     "max_starting": lambda what, v: None if v is None else whole(what, v, least=1, most=100_000),

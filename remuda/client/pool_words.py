@@ -25,7 +25,11 @@ def explain_pool(pool: Mapping[str, Any]) -> list[str]:
     said += _decision(pool["decision"])
     if pool.get("offers"):
         names = ", ".join(offer["name"] for offer in pool["offers"])
-        said.append(f"VMs are made from the first offer that has any: {names}.")
+        how = {
+            "cheapest": "the cheapest",
+            "deadline": "the cheapest (a dearer one only if a job's max_queue_s asks for it)",
+        }.get(pool.get("offer_order") or "", "the first")
+        said.append(f"VMs are made from {how} offer that has any: {names}.")
     for refusal in pool.get("refusals") or ():
         which = f"Offer {refusal['offer']}" if refusal["offer"] else "The provider"
         said.append(f"{which} is not asked until {refusal['expires_at']}: {refusal['reason']}")

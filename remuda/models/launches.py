@@ -18,6 +18,8 @@ from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.pool_life import image_id
 from remuda.models.states import OPEN_POOL, VmState
+from remuda.models.trace_source import boot_s
+from remuda.models.waiting import READY
 
 LAUNCHING = (
     VmState.NEW,
@@ -29,7 +31,7 @@ LAUNCHING = (
 _POOL = """
     SELECT p.id, p.name, p.provider, p.settings, p.offers, i.name AS image, p.max_starting,
            p.spawn_interval_s, p.last_spawn_at, p.paused_until, p.launch_timeout_s, p.launch_retries,
-           p.launch_failures
+           p.launch_failures, p.offer_order
     FROM pools p JOIN images i ON i.id = p.image_id WHERE p.id = :pool FOR NO KEY UPDATE OF p
 """
 _VM = f"""
@@ -47,7 +49,8 @@ _STARTING = f"""
 class Standing:
     """A VM on its launch and its pool, both locked, with what its next step depends on.
 
-    `starting`: the pool's other VMs that were asked for and do not run yet.
+    `starting`: the pool's other VMs that were asked for and do not run yet. `deadline`: when a VM
+    must be asked for at the latest, told only where the order of the pool's offers depends on it.
     """
 
     now: datetime
@@ -56,6 +59,18 @@ class Standing:
     starting: int
     refusals: Sequence[Mapping[str, Any]]
     broken_images: Mapping[tuple[str, str], str]
+    deadline: datetime | None = None
+
+
+# When the first of the jobs that wait must be running, but for the time VMs took to start lately.
+_DEADLINE = f"""
+    SELECT min(greatest(j.submitted_at, j.not_before) + make_interval(secs => j.max_queue_s))
+           - make_interval(secs => :boot)
+    FROM jobs j WHERE {READY} AND j.max_queue_s IS NOT NULL
+      AND (j.pool_ids IS NULL AND j.pool_id = :pool
+           OR j.pool_ids IS NOT NULL AND j.pool_ids @> ARRAY[CAST(:pool AS bigint)])
+"""
+_USUAL_BOOT_S = 120.0  # where no VM of the pool has started yet
 
 
 def lock_launch(connection: Connection, vm_id: int) -> Standing | None:
@@ -78,7 +93,15 @@ def lock_launch(connection: Connection, vm_id: int) -> Standing | None:
         starting=connection.execute(text(_STARTING), {"pool": pool_id, "vm": vm_id}).scalar_one(),
         refusals=refusals(connection, pool_id),
         broken_images={(row["provider"], row["name"]): row["message"] for row in broken},
+        deadline=_deadline(connection, pool_id) if pool["offer_order"] == "deadline" else None,
     )
+
+
+def _deadline(connection: Connection, pool_id: int) -> datetime | None:
+    boot = boot_s(connection, pool_id)
+    values = {"pool": pool_id, "boot": _USUAL_BOOT_S if boot is None else boot}
+    found: datetime | None = connection.scalar(text(_DEADLINE), values)
+    return found
 
 
 def refusals(connection: Connection, pool_id: int) -> Sequence[Mapping[str, Any]]:

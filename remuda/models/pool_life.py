@@ -38,6 +38,7 @@ SETTABLE = {
     "policies",
     "sizing_group",
     "datacenter",
+    "offer_order",
     "heartbeat_s",
     "stalling_interval_s",
     "architecture",

@@ -116,6 +116,7 @@ class Pool(Base):
             name="policies",
         ),
         CheckConstraint("length(sizing_group) BETWEEN 1 AND 63", name="sizing_group"),
+        CheckConstraint("offer_order IN ('listed', 'cheapest', 'deadline')", name="offer_order"),
         CheckConstraint("length(datacenter) BETWEEN 1 AND 63", name="datacenter"),
         CheckConstraint("max_vms_per_owner >= 0", name="max_vms_per_owner"),
         CheckConstraint(
@@ -142,6 +143,7 @@ class Pool(Base):
     backend: Mapped[str] = mapped_column(Text)
     settings: Mapped[Json] = mapped_column(server_default="{}")
     offers: Mapped[JsonList] = mapped_column(server_default="[]")  # see `remuda.offers`, in order
+    offer_order: Mapped[str] = mapped_column(Text, server_default="listed")
     tags: Mapped[JsonList] = mapped_column(server_default="[]")
     isolation: Mapped[str] = mapped_column(Text, server_default="shared")
 

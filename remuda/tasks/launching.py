@@ -119,7 +119,14 @@ def _choice(standing: launches.Standing) -> offers.Choice:
         offers.Refusal(row["offer"], row["reason"], row["expires_at"]) for row in standing.refusals
     ]
     images = standing.broken_images
-    return offers.choose(_offers(standing.pool), refused, standing.now, broken_images=images)
+    return offers.choose(
+        _offers(standing.pool),
+        refused,
+        standing.now,
+        broken_images=images,
+        order=standing.pool["offer_order"],
+        deadline=standing.deadline,
+    )
 
 
 def _same(standing: launches.Standing) -> Offer | None:

@@ -8,8 +8,10 @@ from datetime import datetime
 
 from remuda.offers import Offer
 
-__all__ = ["Choice", "Refusal", "choose", "refusal_s"]
+__all__ = ["ORDERS", "Choice", "Refusal", "choose", "refusal_s"]
 
+# As they are listed; cheapest first; cheapest first and dearer ones only if a deadline asks for it.
+ORDERS = ("listed", "cheapest", "deadline")
 FIRST_S = 5.0
 LONGEST_S = 300.0
 
@@ -41,11 +43,17 @@ def choose(
     now: datetime,
     *,
     broken_images: Mapping[tuple[str, str], str] | None = None,
+    order: str = "listed",
+    deadline: datetime | None = None,
 ) -> Choice:
     """Return the first offer that was not refused lately and whose image is not in ERROR.
 
-    `broken_images`: (provider, image) to what is wrong with it.
+    `broken_images`: (provider, image) to what is wrong with it. `order`: a word of ORDERS. By
+    `deadline` nothing dearer than an offer is taken that may be asked again before that time, when
+    something must be asked for at the latest (None: that can wait).
     """
+    if order != "listed":
+        offers = sorted(offers, key=lambda offer: (offer.price is None, offer.price))
     refused = {r.offer: r for r in refusals if r.expires_at > now}
     passed: list[str] = []
     waits: list[datetime] = []
@@ -57,6 +65,8 @@ def choose(
             refusal = refused[offer.name]
             passed.append(f"{_called(offer)}{refusal.reason}")
             waits.append(refusal.expires_at)
+        elif order == "deadline" and waits and (deadline is None or min(waits) < deadline):
+            passed.append(f"{_called(offer)}dearer, and there is time to wait for a cheaper one")
         else:
             return Choice(offer, passed=tuple(passed))
     return Choice(None, at=min(waits, default=None), passed=tuple(passed))

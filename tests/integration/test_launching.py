@@ -13,6 +13,7 @@ from remuda.models import images, launches, machines
 from remuda.tasks.attaching import Views
 from remuda.tasks.machines import terminate_vm
 from remuda.testing import NoopProvider, world
+from tests.integration.builders import make_jobs
 from tests.integration.yard import Yard, yard
 
 __all__ = ["yard"]
@@ -331,3 +332,34 @@ def test_a_vm_is_looked_for_where_its_offer_is(yard: Yard) -> None:
     assert not Views(yard.runtime).is_gone(vm)
     world().vanish(found["provider_id"])
     assert Views(yard.runtime).is_gone(vm)
+
+
+PRICED = [{"name": "dear", "price": 2}, {"name": "cheap", "price": 1}]
+
+
+def test_the_cheapest_offer_is_asked_first(yard: Yard) -> None:
+    yard.pool(offers=PRICED, offer_order="cheapest")
+    [vm] = yard.vms()
+    assert (yard.launch(vm)["offer"], yard.vm(vm)["price"]) == ("cheap", 1)
+
+
+def test_dearer_offers_only_for_jobs_in_a_hurry(yard: Yard) -> None:
+    yard.pool({"no_capacity": ["cheap"]}, offers=PRICED, offer_order="deadline", launch_retries=0)
+    patient, hurried = yard.vms(2)
+    assert yard.launch(patient)["state"] == "STOPPING"
+    assert "there is time to wait for a cheaper one" in yard.the_pool["message"]
+    yard.runtime.transact(lambda c: make_jobs(c, yard.pool_id, 1, max_queue_s=7200))
+    yard.sql("UPDATE pools SET paused_until = NULL")
+    assert yard.launch(hurried)["state"] == "HALTED"
+    yard.runtime.transact(lambda c: make_jobs(c, yard.pool_id, 1, max_queue_s=60))
+    yard.sql("UPDATE pools SET paused_until = NULL")
+    [now] = yard.vms()
+    assert yard.launch(now)["offer"] == "dear"
+
+
+def test_orders_are_words(yard: Yard) -> None:
+    with Client(yard.runtime.settings, owner="alice") as client:
+        with pytest.raises(BadInput, match="offer_order must be one of listed"):
+            client.create_pool("odd", provider="noop", offer_order="dearest")
+        pool = client.create_pool("fine", provider="noop", offers=PRICED, offer_order="cheapest")
+        assert "made from the cheapest offer that has any" in " ".join(pool.explain())

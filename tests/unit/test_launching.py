@@ -63,6 +63,29 @@ class TestChoice:
         if names and not free:
             assert choice.at == min(refusals[name].expires_at for name in names)
 
+    def test_the_cheapest_first(self) -> None:
+        offers = [Offer("none"), Offer("dear", price=2), Offer("cheap", price=1)]
+        assert choose(offers, [], NOW, order="cheapest").offer == offers[2]
+        taken = [refusal("cheap", 9)]
+        assert choose(offers, taken, NOW, order="cheapest").offer == offers[1]
+        taken.append(refusal("dear", 9))
+        assert choose(offers, taken, NOW, order="cheapest").offer == offers[0]
+
+    def test_by_deadline_dearer_ones_only_in_need(self) -> None:
+        offers = [Offer("dear", price=2), Offer("cheap", price=1)]
+        assert choose(offers, [], NOW, order="deadline").offer == offers[1]
+        refused = [refusal("cheap", 60)]
+        for seconds, expected in ((None, None), (61, None), (60, "dear"), (-5, "dear")):
+            late = None if seconds is None else NOW + timedelta(seconds=seconds)
+            choice = choose(offers, refused, NOW, order="deadline", deadline=late)
+            assert (choice.offer.name if choice.offer else None) == expected
+            if expected is None:
+                assert choice.at == NOW + timedelta(seconds=60)
+                assert "there is time to wait for a cheaper one" in choice.passed[1]
+        broken = {("", "bad"): "no"}
+        offers[1] = Offer("cheap", image="bad", price=1)
+        assert choose(offers, [], NOW, order="deadline", broken_images=broken).offer == offers[0]
+
     def test_refusals_last_longer_each_time(self) -> None:
         lasts = [refusal_s(times) for times in range(1, 9)]
         assert lasts == [5, 10, 20, 40, 80, 160, 300, 300]

@@ -27,6 +27,7 @@ def _policies() -> None:
         sa.Column("policy_changes_at", sa.DateTime(timezone=True)),
         sa.Column("sizing_group", sa.Text()),
         sa.Column("datacenter", sa.Text()),
+        sa.Column("offer_order", sa.Text(), server_default="listed", nullable=False),
     ):
         op.add_column("pools", column)
     op.create_check_constraint(
@@ -43,6 +44,9 @@ def _policies() -> None:
     )
     op.create_check_constraint(
         op.f("ck_pools_datacenter"), "pools", "length(datacenter) BETWEEN 1 AND 63"
+    )
+    op.create_check_constraint(
+        op.f("ck_pools_offer_order"), "pools", "offer_order IN ('listed', 'cheapest', 'deadline')"
     )
     # More could never be kept idle; such a pool was not sized at all.
     op.execute(
