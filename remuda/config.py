@@ -56,6 +56,12 @@ class Settings(BaseSettings):
         0.5, ge=0, le=60, description="expected work placed ahead on each slot"
     )
     placement_max_ahead: int = Field(256, ge=0, le=10_000, description="attempts ahead per VM")
+    placement_reserve_after_s: float = Field(
+        60.0, ge=0, description="how long a job finds no room before a VM is kept for it"
+    )
+    usage_half_life_s: float = Field(
+        86400.0, ge=1, le=315360000, description="after which half of an owner's use is forgotten"
+    )
     watch_ttl_s: float = Field(
         10.0, ge=1, le=600, description="how long a dead worker still holds a VM's watch"
     )

@@ -72,9 +72,17 @@ def take_down(settings: Settings, *, timeout_s: float = 30.0) -> list[str]:
 
 def newest_revision() -> str:
     """Return the schema's revision of this release, without loading Alembic (slow)."""
-    names = [f.name for f in resources.files("remuda.models.migrations.versions").iterdir()]
-    found = [match[1] for name in names if (match := re.fullmatch(r"r(\d+)_\w+\.py", name))]
-    return max(found)
+    folder = resources.files("remuda.models.migrations.versions")
+    texts = [
+        f.read_text("utf-8") for f in folder.iterdir() if re.fullmatch(r"r\d+_\w+\.py", f.name)
+    ]
+    of, before = (
+        {match[1] for text in texts if (match := re.search(rf'^{name} = "(\d+)"', text, re.M))}
+        for name in ("revision", "down_revision")
+    )
+    # They are numbered when they are begun, and in the line when they are done.
+    [newest] = of - before
+    return newest
 
 
 def present_revision(engine: Engine) -> str | None:

@@ -120,7 +120,7 @@ LEASE = {
 
 OWNER = {
     "list": Entry("owner:list_owners", "List owners."),
-    "set": Entry("owner:set_", "Set an owner's limits."),
+    "set": Entry("owner:set_", "Set an owner's weight, group and limits."),
 }
 
 BUDGET = {

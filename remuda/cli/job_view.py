@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -155,9 +156,17 @@ def show(job_id: int, as_json: bool) -> None:
 
 @click.command("explain", cls=Command, short_help="Say why a job is where it is.")
 @click.argument("job_id", type=click.IntRange(1), metavar="ID")
-def explain(job_id: int) -> None:
-    """Say in sentences why a job is where it is, and what it waits for."""
+@json_option
+def explain(job_id: int, as_json: bool) -> None:
+    """Say why a job is where it is, the strongest reason first, and when it may start.
+
+    As JSON: {"reasons": [{"kind", "text", "blocks"}], "start_s": seconds or null, "basis"}; "blocks":
+    it cannot start before that changes.
+    """
     with connect.open_client() as client:
+        if as_json:
+            print_json(asdict(client.why(job_id)))
+            return
         for sentence in client.explain(job_id):
             click.echo(printable(sentence))
 

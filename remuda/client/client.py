@@ -11,8 +11,6 @@ from remuda.checks import shown, whole
 from remuda.client import (
     cancelling,
     completion,
-    explaining,
-    fitting,
     live,
     pool_settings,
     submitting,
@@ -28,7 +26,7 @@ from remuda.config import Settings, load_settings
 from remuda.constraints import tags_of
 from remuda.errors import BadInput, Refused, UnknownArray
 from remuda.models import arrays as array_models
-from remuda.models import explanation, query, requests
+from remuda.models import query, requests
 from remuda.models.states import PoolState
 from remuda.spec import JobSpec
 
@@ -318,15 +316,6 @@ class Client(Machines):
     ) -> Iterator[tuple[str, bytes]]:
         """Yield a job's output as it comes: ("stdout" or "stderr", bytes); no longer once `over`."""
         return (job if isinstance(job, Job) else self.job(job)).follow(over=over)
-
-    def explain(self, job: Job | int) -> list[str]:
-        """Tell in sentences why the job is where it is, and what it waits for."""
-        job_id = job.id if isinstance(job, Job) else job
-        facts = self._context.read(lambda c: explanation.explain_facts(c, job_id))
-        for pool in facts["pools"]:
-            pool["memory_bytes"] = fitting.machine_memory(self._context, pool["pool"])
-            pool["here"] = fitting.architecture_here(self._context, pool["pool"])
-        return explaining.explain_job(facts)
 
     def job_history(self, job: Job | int) -> dict[str, Any]:
         """Return all that is known of a job: job, spec, attempts, outputs, events."""

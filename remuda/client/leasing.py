@@ -1,4 +1,4 @@
-"""What the client offers of leases: take them, look at them, end them; and owners' limits."""
+"""What the client offers of leases: take them, look at them, end them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from remuda.client.context import Context
 from remuda.client.pools import Pool, pool_row
 from remuda.constraints import tags_of
 from remuda.errors import BadInput, Refused
-from remuda.models import lease_requests, owners, pool_life, query
+from remuda.models import lease_requests, pool_life, query
 from remuda.models import leases as models
 from remuda.models.lease_requests import Wanted
 from remuda.models.states import OPEN_POOL, PoolState
@@ -121,20 +121,6 @@ class Leasing:
     def lease_requests(self) -> list[dict[str, Any]]:
         """Return who waits for a lease, in the order in which they are served, and why."""
         return self._context.read(lease_requests.waiting)
-
-    def owners(self) -> list[dict[str, Any]]:
-        """Return the owners by name: limit, VMs that serve them, leases, requests that wait."""
-        return self._context.read(owners.listing)
-
-    def set_owner(self, name: str, *, max_vms: int | None) -> None:
-        """Set how many VMs may serve an owner before it gets no more by leases; None: any number.
-
-        VMs count from their first lease or job for the owner until they are gone; those it has stay.
-        """
-        owner = text_of("owner", name, least=1, most=200)
-        most = None if max_vms is None else whole("max_vms", max_vms, least=0, most=100_000)
-        self._context.commit(lambda c: owners.set_max_vms(c, owner, most))
-        self._context.commit(lease_requests.serve)
 
     def pool_info(self, pool: Pool | str) -> dict[str, Any]:
         """Return the keys and values that users keep with a pool."""

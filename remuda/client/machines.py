@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from remuda.checks import seconds, shown, whole
+from remuda.client.explainer import Explaining
 from remuda.client.leasing import Leasing
 from remuda.client.looking import Looking
+from remuda.client.owning import Owning
 from remuda.client.pools import Pool
 from remuda.client.vms import UnownedMachine, VmInfo, unowned_machine, vm_info
 from remuda.errors import InstanceNotFound
@@ -18,7 +20,7 @@ from remuda.models.states import VmState
 _LONGEST_S = 7 * 86_400
 
 
-class Machines(Looking, Leasing):
+class Machines(Looking, Leasing, Owning, Explaining):
     """The VMs' part of `remuda.client.Client`."""
 
     def vms(

@@ -6,7 +6,7 @@ from remuda.models.budgets import Budget
 from remuda.models.command_vms import CommandCounter, CommandVm
 from remuda.models.jobs import Job, JobArray, JobSpecRow
 from remuda.models.lease_tables import Lease, LeaseRequest
-from remuda.models.pools import Image, OfferRefusal, Owner, Pool
+from remuda.models.pools import Image, OfferRefusal, Owner, Pool, Quota, Usage
 from remuda.models.sizing_decisions import SizingDecision
 from remuda.models.states import (
     AttemptState,
@@ -41,11 +41,13 @@ __all__ = [
     "Owner",
     "Pool",
     "PoolState",
+    "Quota",
     "Reason",
     "SizingDecision",
     "Sweep",
     "Transition",
     "UnownedMachine",
+    "Usage",
     "Vm",
     "VmState",
 ]

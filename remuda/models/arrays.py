@@ -31,15 +31,16 @@ _AGAIN = text("""
     ), made AS (
       INSERT INTO arrays (owner_id, name, size, max_running, mean_wall_s)
       SELECT owner_id, name, (SELECT count(*) FROM failed), max_running, mean_wall_s
-      FROM arrays WHERE id = :array AND EXISTS (SELECT FROM failed) RETURNING id
+      FROM arrays WHERE id = :array AND EXISTS (SELECT FROM failed) RETURNING id, size
     )
     INSERT INTO jobs (pool_id, pool_ids, owner_id, spec_id, array_id, array_index, params, name,
                       cores, memory_bytes, walltime_s, priority, max_attempts, follow, retry, gpus,
-                      architecture, constraints, sandbox, tags, pin_cpus, max_queue_s)
+                      architecture, constraints, sandbox, tags, pin_cpus, max_queue_s, queue_id)
     SELECT coalesce(:pool, f.pool_id), CASE WHEN CAST(:pool AS bigint) IS NULL THEN f.pool_ids END,
            f.owner_id, f.spec_id, made.id, f.array_index, f.params, f.name, f.cores,
            f.memory_bytes, f.walltime_s, f.priority, f.max_attempts, f.follow, f.retry, f.gpus,
-           f.architecture, f.constraints, f.sandbox, f.tags, f.pin_cpus, f.max_queue_s
+           f.architecture, f.constraints, f.sandbox, f.tags, f.pin_cpus, f.max_queue_s,
+           CASE WHEN made.size >= 100 THEN made.id END
     FROM failed f CROSS JOIN made ORDER BY f.id
     RETURNING array_id
 """)

@@ -13,11 +13,12 @@ from typing import Any
 from sqlalchemy import Connection
 
 from remuda.constraints import Hardware, hardware_of, unmet
+from remuda.models import quotas
 from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.dispatch import array_rooms
+from remuda.models.jobs import READY
 from remuda.models.states import OPEN_POOL, PoolState
-from remuda.models.waiting import READY
 
 MOST_SHAPES = 200  # of more, the rest counts by its slots alone
 _KINDS = 50  # of a pool's latest VMs tell what the next one will be like
@@ -80,19 +81,20 @@ _SHAPE = (
     "cores, memory_bytes, gpus, architecture, constraints, owner_id, sandbox, pool_ids, array_id"
 )
 
-# Grouped by what sizing can tell apart: whose a job is only where the pool isolates, its array only
-# where that has a limit.
+# Grouped by what sizing can tell apart: whose a job is only where the pool isolates or a quota limits
+# its owner, its array only where that has a limit.
 _SHAPES = f"""
     WITH ready AS (
       SELECT j.cores, coalesce(j.memory_bytes, 0) AS memory_bytes, j.gpus, j.architecture,
-             j.constraints, CASE WHEN :by_owner THEN j.owner_id END AS owner_id,
+             j.constraints,
+             CASE WHEN :by_owner OR j.owner_id = ANY(:with_quota) THEN j.owner_id END AS owner_id,
              CASE WHEN :by_sandbox THEN j.sandbox ELSE '' END AS sandbox, j.pool_ids,
              CASE WHEN j.array_id = ANY(:limited) THEN j.array_id END AS array_id
       FROM jobs j WHERE {READY} AND (j.not_before IS NULL OR j.not_before <= now())
         AND j.pool_id = :pool AND j.pool_ids IS NULL AND j.owner_id <> ALL(:stopped)
       UNION ALL
       SELECT j.cores, coalesce(j.memory_bytes, 0), j.gpus, j.architecture,
-             j.constraints, CASE WHEN :by_owner THEN j.owner_id END,
+             j.constraints, CASE WHEN :by_owner OR j.owner_id = ANY(:with_quota) THEN j.owner_id END,
              CASE WHEN :by_sandbox THEN j.sandbox ELSE '' END, j.pool_ids,
              CASE WHEN j.array_id = ANY(:limited) THEN j.array_id END
       FROM jobs j WHERE {READY} AND (j.not_before IS NULL OR j.not_before <= now())
@@ -176,11 +178,14 @@ def demand_of(connection: Connection, pool: Mapping[str, Any]) -> tuple[int, lis
     limited = {row["id"]: row["max_running"] for row in rows(connection, _LIMITED)}
     array_room = array_rooms(connection, limited)
     stopped = [row["id"] for row in rows(connection, _STOPPED)]
+    quota = quotas.rooms(connection)
+    by_owner = isolation != "shared"
     found = rows(
         connection,
         _SHAPES,
         pool=pool_id,
-        by_owner=isolation != "shared",
+        by_owner=by_owner,
+        with_quota=list(quota.members),
         by_sandbox=isolation in ("sandbox", "single_use"),
         limited=list(limited),
         slots=mine.slots,
@@ -199,9 +204,11 @@ def demand_of(connection: Connection, pool: Mapping[str, Any]) -> tuple[int, lis
         if row["array_id"] is not None:
             count = max(0, min(count, array_room[row["array_id"]]))
             array_room[row["array_id"]] -= count
+        if row["owner_id"] is not None:
+            count = quota.take(row["owner_id"], pool_id, count=count, cores=row["cores"])
         slots -= (row["count"] - count) * row["cores"]
         if count:
-            whose = {"owner_id": row["owner_id"], "sandbox": row["sandbox"]}
+            whose = {"owner_id": row["owner_id"] if by_owner else None, "sandbox": row["sandbox"]}
             shapes.append(Shape(count=count, **wanted, **whose))
     for row in wishes:
         wanted = {**dict.fromkeys(_FIELDS), "cores": row["least"], "memory_bytes": 0, "gpus": 0}

@@ -17,33 +17,37 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 
 from remuda.constraints import hardware_of
+from remuda.fairness import FairShares
+from remuda.models import quotas
 from remuda.models.base import sql_list
 from remuda.models.database import rows
+from remuda.models.jobs import READY
+from remuda.models.quotas import QuotaRoom
+from remuda.models.rooms import TAKES_LONG, VmRoom
 from remuda.models.states import NO_BACKEND, OPEN_POOL
-from remuda.models.waiting import (
-    LOCK_JOBS_OF_ONE,
-    LOCK_JOBS_OF_SEVERAL,
-    READY,
-    TAKES_LONG,
-    VmRoom,
-    WaitingJob,
-    lock_jobs,
-)
+from remuda.models.waiting import WaitingJob, WaitingJobs
+
+Release = tuple[float | None, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What can be placed where, at the database's `now`.
 
-    `array_room`: how many more jobs of the arrays that have a limit may be on machines. `cut`: there
-    may be more jobs that fit somewhere than are here.
+    `array_room`: how many more jobs of the arrays that have a limit may be on machines; `quota`: how
+    many more slots owners may have. `cut`: the (pool, owner) of which there may be more jobs, which
+    come after those that are here (pool 0: of jobs that may go to several). `releases`: of VMs with
+    jobs that wait for room, (seconds until it ends if known, slots, memory, GPUs) of each attempt.
     """
 
     now: datetime
     jobs: tuple[WaitingJob, ...]
     vms: tuple[VmRoom, ...]
     array_room: Mapping[int, int] = field(default_factory=dict)
-    cut: bool = False
+    quota: QuotaRoom = field(default_factory=QuotaRoom)
+    shares: FairShares = field(default_factory=FairShares)
+    cut: frozenset[tuple[int, int]] = frozenset()
+    releases: Mapping[int, Sequence[Release]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +59,28 @@ class Placed:
     vm_id: int
 
 
-# Pools with jobs that wait for them, or may go to them, too.
+# Pools with jobs that wait for them, or may go to them, too. Not EXISTS: that may be hashed, which reads
+# all jobs.
 _WANTED = f"""
-    p.state IN ({sql_list(OPEN_POOL)}) AND p.budget_stop IS NULL AND (
-      EXISTS (SELECT FROM jobs j WHERE j.pool_id = p.id AND {READY})
-      OR EXISTS (SELECT FROM jobs j WHERE j.pool_ids @> ARRAY[p.id] AND j.pool_ids IS NOT NULL
-                   AND {READY}))
+    p.state IN ({sql_list(OPEN_POOL)}) AND p.budget_stop IS NULL AND coalesce(
+      (SELECT true FROM jobs j WHERE j.pool_id = p.id AND {READY} LIMIT 1),
+      (SELECT true FROM jobs j WHERE j.pool_ids @> ARRAY[p.id] AND j.pool_ids IS NOT NULL
+         AND {READY} LIMIT 1), false)
 """
 
-_WAITING = text(f"SELECT EXISTS (SELECT FROM pools p WHERE {_WANTED})")
+_WAITING = text(f"SELECT p.id FROM pools p WHERE {_WANTED} ORDER BY p.id")
+
+_SEVERAL = text(f"SELECT EXISTS (SELECT FROM jobs j WHERE {READY} AND j.pool_ids IS NOT NULL)")
+
+# The statements that follow look costly to the planner and are not: compiling them would be, and so
+# would planning them anew each time. A plan that is kept may be older than the jobs that wait: it must
+# be the one for many, by the indexes made for it.
+_NOW = text("""
+    SELECT now(), EXISTS (SELECT FROM quotas WHERE max_slots IS NOT NULL),
+           set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true),
+           set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true),
+           set_config('plan_cache_mode', 'force_generic_plan', true)
+""")
 
 _LOCK_ARRAYS = """
     SELECT id, max_running FROM arrays WHERE max_running IS NOT NULL AND ended < size
@@ -81,7 +98,7 @@ _LOCK_VMS = f"""
     FROM vms v JOIN pools p ON p.id = v.pool_id
     WHERE v.state = 'RUNNING' AND NOT v.draining AND v.release_due_at IS NULL
       AND p.backend <> '{NO_BACKEND}'
-      AND v.pool_id IN (SELECT p.id FROM pools p WHERE {_WANTED})
+      AND v.pool_id = ANY(:pools)
     ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED
 """
 
@@ -111,9 +128,16 @@ _USED_UP = text("""
         AND (a.state <> 'CANCELLED' OR a.started_at IS NOT NULL))
 """)
 
-_ANY_OF_SEVERAL = text(
-    f"SELECT EXISTS (SELECT FROM jobs j WHERE {READY} AND j.pool_ids IS NOT NULL)"
-)
+# What the attempts on VMs give back, and when as far as is known: 0 when it should be over by now.
+_RELEASES = """
+    SELECT t.vm_id, t.cores, coalesce(t.memory_bytes, 0) AS memory_bytes, t.gpus,
+           CASE WHEN t.state = 'PLACED' THEN t.expected_wall_s
+                WHEN t.expected_wall_s IS NULL AND j.walltime_s IS NULL THEN NULL
+                ELSE greatest(0, least(t.expected_wall_s, j.walltime_s)
+                  - extract(epoch FROM now() - t.started_at)) END::float8 AS in_s
+    FROM attempts t JOIN jobs j ON j.id = t.job_id
+    WHERE t.vm_id = ANY(:vms) AND t.state IN ('PLACED', 'STARTED') ORDER BY t.id
+"""
 
 _LEASES = text("""
     INSERT INTO leases (vm_id, owner_id, for_jobs, slots)
@@ -155,53 +179,75 @@ _BIND = text("""
 """)
 
 
+def waiting_pools(connection: Connection) -> list[int]:
+    """Return the open pools that jobs wait for."""
+    return list(connection.scalars(_WAITING))
+
+
 def anything_waiting(connection: Connection) -> bool:
     """Return whether any job waits in an open pool."""
-    return bool(connection.scalar(_WAITING))
+    return bool(waiting_pools(connection))
+
+
+def any_for_several(connection: Connection) -> bool:
+    """Return whether jobs wait that may go to more than one pool."""
+    return bool(connection.scalar(_SEVERAL))
 
 
 def take_snapshot(
-    connection: Connection, *, max_ahead: int, horizon_s: float = math.inf, most: int = 2000
+    connection: Connection,
+    *,
+    max_ahead: int,
+    horizon_s: float = math.inf,
+    most: int = 2000,
+    pools: Sequence[int] | None = None,
+    half_life_s: float = 86400.0,
+    reserve_after_s: float = math.inf,
+    wait: bool = True,
 ) -> Snapshot:
-    """Lock the VMs that could take work and up to `most` jobs a pool, and return both.
+    """Lock the VMs that could take work and up to `most` jobs a pool and owner, and return both.
 
-    Of the jobs only those that fit somewhere: into free slots, or in a queue of up to `max_ahead`
-    if they are known to take at most `horizon_s` seconds; and that are not late.
+    Only of `pools`, if given: all that jobs wait for who may go to one of them. Of the jobs only
+    those that fit somewhere: into free slots, or in a queue of up to `max_ahead` if they are known to
+    take at most `horizon_s` seconds; and that are not late. Others that have waited for longer than
+    `reserve_after_s` seconds, and would fit a VM, are here too, not locked. Unless told to `wait`,
+    jobs under quotas that another dispatcher holds are left to it.
     """
-    # The statements below look costly to the planner and are not: compiling them would be.
-    now = connection.scalar(text("SELECT now() FROM set_config('jit', 'off', true)"))
+    wanted = waiting_pools(connection) if pools is None else pools
+    now, limited, *_ = connection.execute(_NOW).one()
     array_room = _lock_arrays(connection)
-    vms = _lock_vms(connection, horizon_s=horizon_s)
-    jobs: list[WaitingJob] = []
-    cut = False
-    for pool in sorted({vm.pool_id for vm in vms}):
-        here = [vm for vm in vms if vm.pool_id == pool]
-        some, more = lock_jobs(
-            connection,
-            LOCK_JOBS_OF_ONE,
-            here,
-            array_room,
-            max_ahead=max_ahead,
-            most=most,
-            pool=pool,
-            horizon=horizon_s,
-        )
-        jobs += some
-        cut = cut or more
-    if vms and connection.scalar(_ANY_OF_SEVERAL):
-        some, more = lock_jobs(
-            connection,
-            LOCK_JOBS_OF_SEVERAL,
-            vms,
-            array_room,
-            max_ahead=max_ahead,
-            most=most,
-            pools=sorted({vm.pool_id for vm in vms}),
-            horizon=horizon_s,
-        )
-        jobs += some
-        cut = cut or more
-    return Snapshot(now, tuple(jobs), vms, array_room, cut)
+    quota = quotas.lock(connection, wanted, wait=wait) if limited else QuotaRoom()
+    vms = _lock_vms(connection, wanted, horizon_s=horizon_s)
+    waiting = WaitingJobs(
+        connection,
+        vms,
+        array_room=array_room,
+        quota=quota,
+        half_life_s=half_life_s,
+        max_ahead=max_ahead,
+        horizon_s=horizon_s,
+        reserve_after_s=reserve_after_s,
+        most=most,
+    ).lock()
+    found = [job for job in waiting.jobs if job.reserves]
+    return Snapshot(
+        now,
+        waiting.jobs,
+        vms,
+        array_room,
+        quota,
+        waiting.shares,
+        waiting.cut,
+        _releases(connection, vms) if found else {},
+    )
+
+
+def _releases(connection: Connection, vms: Sequence[VmRoom]) -> dict[int, list[Release]]:
+    found: dict[int, list[Release]] = {}
+    for row in rows(connection, _RELEASES, vms=[vm.id for vm in vms]):
+        release = (row["in_s"], row["cores"], row["memory_bytes"], row["gpus"])
+        found.setdefault(row["vm_id"], []).append(release)
+    return found
 
 
 def array_rooms(connection: Connection, limits: Mapping[int, int]) -> dict[int, int]:
@@ -220,8 +266,10 @@ def _lock_arrays(connection: Connection) -> dict[int, int]:
     return array_rooms(connection, {row["id"]: row["max_running"] for row in found})
 
 
-def _lock_vms(connection: Connection, *, horizon_s: float) -> tuple[VmRoom, ...]:
-    found = rows(connection, _LOCK_VMS)
+def _lock_vms(
+    connection: Connection, pools: Sequence[int], *, horizon_s: float
+) -> tuple[VmRoom, ...]:
+    found = rows(connection, _LOCK_VMS, pools=list(pools))
     ids = [row["id"] for row in found]
     names = ("slots", "memory_bytes", "backlog_s", "backlog", "gpus", "kept", "kept_memory")
     used: dict[int, dict[str, float]] = {i: dict.fromkeys(names, 0) for i in ids}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from remuda.constraints import hardware_of, unmet
+from remuda.models import prospects
 from remuda.models.database import rows
 from remuda.models.demand import PoolLimits, limits_of
 from remuda.models.dispatch import array_rooms
@@ -34,13 +35,10 @@ _ITSELF = """
     FROM jobs WHERE id = :id
 """
 
-_BEFORE = """
-    SELECT count(*) FROM jobs o
-    WHERE o.state = 'NEW' AND o.unmet = 0 AND NOT o.held
-      AND (o.pool_ids IS NULL AND o.pool_id = :pool
-           OR o.pool_ids IS NOT NULL AND o.pool_ids @> ARRAY[CAST(:pool AS bigint)])
-      AND (o.priority > :priority OR o.priority = :priority AND o.id < :id)
-"""
+_PAUSED = text("""
+    SELECT extract(epoch FROM paused_until - now())::float8 FROM pools
+    WHERE id = :pool AND paused_until > now()
+""")
 
 _VMS = """
     SELECT v.name, v.architecture, v.slots, v.memory_bytes, v.gpus, v.facts,
@@ -58,8 +56,13 @@ _VMS = """
 """
 
 
-def explain_facts(connection: Connection, job_id: int) -> dict[str, Any]:
-    """Return what tells why a job is where it is: itself, what it waits for, the pools it may go to."""
+def explain_facts(
+    connection: Connection, job_id: int, *, half_life_s: float = 86400.0
+) -> dict[str, Any]:
+    """Return what tells why a job is where it is: itself, what it waits for, the pools it may go to.
+
+    `half_life_s`: of owners' use.
+    """
     found = dict(job(connection, job_id))
     itself = rows(connection, _ITSELF, id=job_id)[0]
     ids = found["pool_ids"] or [found["pool_id"]]
@@ -68,7 +71,15 @@ def explain_facts(connection: Connection, job_id: int) -> dict[str, Any]:
     return {
         "job": found,
         "pool": dict(by_id[found["pool_id"]]),
-        "pools": [_pool(connection, found, by_id[i], limits[i]) for i in ids if i in by_id],
+        "pools": [
+            {
+                **_pool(connection, found, by_id[i], limits[i]),
+                "line": prospects.before(connection, found, i, half_life_s=half_life_s),
+            }
+            for i in ids
+            if i in by_id
+        ],
+        "quotas": prospects.full_quotas(connection, found, list(ids)),
         "parents": [dict(row) for row in rows(connection, _PARENTS, id=job_id)],
         "array": _array(connection, found["array_id"]),
         "budget_stop": rows(
@@ -114,15 +125,7 @@ def _pool(
            GROUP BY state""",
         pool=pool["id"],
     )
-    more = rows(
-        connection,
-        f"""SELECT ({_BEFORE}) AS before,
-                   (SELECT extract(epoch FROM paused_until - now())::float8 FROM pools
-                    WHERE id = :pool AND paused_until > now()) AS paused_s""",
-        pool=pool["id"],
-        id=found["id"],
-        priority=found["priority"],
-    )[0]
+    paused_s = connection.scalar(_PAUSED, {"pool": pool["id"]})
     return {
         "pool": dict(pool),
         "kinds": limits.kinds,
@@ -131,6 +134,5 @@ def _pool(
         "lacks": lacks[:_MOST],
         "most_free_slots": max((vm["free_slots"] for vm in mine), default=0),
         "most_free_gpus": max((vm["free_gpus"] for vm in mine), default=0),
-        "queue_before": more["before"],
-        "paused_s": more["paused_s"],
+        "paused_s": paused_s,
     }

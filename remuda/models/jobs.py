@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, Text, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Computed,
+    ForeignKey,
+    Index,
+    SmallInteger,
+    Text,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -18,6 +27,18 @@ from remuda.models.base import (
     one_of,
 )
 from remuda.models.states import JobState, Reason
+
+# Of `jobs j`: may be placed, but for pauses between attempts.
+READY = "j.state = 'NEW' AND j.unmet = 0 AND NOT j.held"
+
+# What a job asks for, in one number: jobs of a shape fit the same places, so that one of them tells
+# of all. A generated column may use nothing but immutable functions.
+SHAPE = (
+    "hashtextextended(cores::text || ' ' || coalesce(memory_bytes, 0)::text || ' ' || gpus::text"
+    " || ' ' || coalesce(queue_id, 0)::text || ' ' || coalesce(architecture, '') || ' '"
+    " || coalesce(constraints::text, '') || ' ' || sandbox,"
+    " coalesce(hash_array_extended(pool_ids, 0), 0))"
+)
 
 
 class JobSpecRow(Base):
@@ -85,10 +106,13 @@ class Job(Base):
         CheckConstraint("unmet >= 0", name="unmet"),
         CheckConstraint("(state = 'TERMINATED') = (ended_at IS NOT NULL)", name="ended"),
         CheckConstraint("(state = 'TERMINATED') = (reason IS NOT NULL)", name="reason_at_end"),
-        # The dispatcher's order within a pool; tiny, because only waiting jobs are in it.
+        # The dispatcher's: the next of each owner and shape in a pool; tiny, as only waiting jobs are
+        # in it.
         Index(
             "ix_jobs_waiting",
             "pool_id",
+            "owner_id",
+            "shape",
             text("priority DESC"),
             text("displaced DESC"),
             "id",
@@ -99,6 +123,8 @@ class Job(Base):
         # The same over all pools, of the jobs that more than one may take.
         Index(
             "ix_jobs_waiting_for_several",
+            "owner_id",
+            "shape",
             text("priority DESC"),
             text("displaced DESC"),
             "id",
@@ -130,7 +156,12 @@ class Job(Base):
             postgresql_using="gin",
             postgresql_where=text("tags <> '[]'::jsonb"),
         ),
-        Index("ix_jobs_live", "pool_id", postgresql_where=text("state <> 'TERMINATED'")),
+        Index(
+            "ix_jobs_live",
+            "pool_id",
+            "owner_id",
+            postgresql_where=text("state <> 'TERMINATED'"),
+        ),
         Index(
             "ix_jobs_cancelling",
             "id",
@@ -192,6 +223,9 @@ class Job(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     message: Mapped[str | None] = mapped_column(Text)
     read_offsets: Mapped[Json | None]  # how far "fresh" output was read, by stream
+    # Its array, if that is large: its jobs have a shape of their own. See SHAPE.
+    queue_id: Mapped[BigInt | None]
+    shape: Mapped[BigInt | None] = mapped_column(Computed(SHAPE, persisted=True))
 
 
 class Dependency(Base):

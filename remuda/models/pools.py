@@ -20,6 +20,8 @@ class Owner(Base):
         # Upper bounds also keep out NaN and infinity.
         CheckConstraint("weight > 0 AND weight <= 1000000", name="weight"),
         CheckConstraint("max_vms >= 0", name="max_vms"),
+        CheckConstraint("group_id <> id", name="group_id"),
+        Index("ix_owners_group_id", "group_id", postgresql_where=text("group_id IS NOT NULL")),
     )
 
     id: Mapped[BigId]
@@ -30,6 +32,42 @@ class Owner(Base):
     # How many VMs may serve it at once before it gets no more by leases; None: any number.
     max_vms: Mapped[int | None]
     budget_stop: Mapped[str | None] = mapped_column(Text)  # why nothing of theirs is placed
+    # The owner whose weight and quotas it shares with the group's other members.
+    group_id: Mapped[BigInt | None] = mapped_column(ForeignKey("owners.id"))
+
+
+class Quota(Base):
+    """What an owner, or the members of a group together, may have: in a pool, or in all of them."""
+
+    __tablename__ = "quotas"
+    __table_args__ = (
+        CheckConstraint("max_slots >= 0", name="max_slots"),
+        CheckConstraint("max_queued >= 0", name="max_queued"),
+        CheckConstraint("num_nonnulls(max_slots, max_queued) > 0", name="something"),
+        Index(
+            "uq_quotas_owner_id_pool_id",
+            "owner_id",
+            text("coalesce(pool_id, 0::bigint)"),
+            unique=True,
+        ),
+    )
+
+    id: Mapped[BigId]
+    owner_id: Mapped[BigInt] = mapped_column(ForeignKey("owners.id"))
+    pool_id: Mapped[BigInt | None] = mapped_column(ForeignKey("pools.id"))  # None: all pools
+    max_slots: Mapped[int | None]  # of its jobs that are on machines
+    max_queued: Mapped[int | None]  # jobs that wait
+
+
+class Usage(Base):
+    """Slot-seconds of an owner's attempts that ended by `until`, older ones counting less."""
+
+    __tablename__ = "usages"
+    __table_args__ = (CheckConstraint("slot_s >= 0", name="slot_s"),)
+
+    owner_id: Mapped[BigInt] = mapped_column(ForeignKey("owners.id"), primary_key=True)
+    slot_s: Mapped[float]
+    until: Mapped[Timestamp]
 
 
 class Image(Base):

@@ -13,9 +13,9 @@ from sqlalchemy import Connection, text
 from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.demand import Shape, demand_of, limits_of
+from remuda.models.jobs import READY
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.vm_life import close_idle, insert_vms
-from remuda.models.waiting import READY
 
 
 @dataclass(frozen=True, slots=True)

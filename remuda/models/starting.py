@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
 from remuda.models.exits import release_idle_leases
-from remuda.models.waiting import TAKES_LONG, UNLIMITED
+from remuda.models.rooms import TAKES_LONG, UNLIMITED
 
 _TO_START = """
     SELECT a.id AS attempt_id, a.job_id, a.epoch, a.cores, a.memory_bytes, a.gpus, j.walltime_s,

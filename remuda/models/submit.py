@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from remuda.models import quotas
 from remuda.models.database import rows
 from remuda.retries import retry_row
 from remuda.spec import JobSpec
@@ -112,18 +113,27 @@ _INSERT_JOBS = text("""
     INSERT INTO jobs (id, pool_id, pool_ids, owner_id, spec_id, array_id, array_index, params, name,
                       idempotency_key, cores, memory_bytes, walltime_s, priority, max_attempts,
                       follow, retry, gpus, architecture, constraints, sandbox, tags, pin_cpus,
-                      max_queue_s, unmet)
+                      max_queue_s, unmet, queue_id)
     OVERRIDING SYSTEM VALUE
     SELECT id, :pool_id, CAST(:pool_ids AS bigint[]), :owner_id, spec_id, :array_id, array_index,
            params, name, idempotency_key, cores, memory_bytes, walltime_s, priority, max_attempts,
            follow, retry, gpus, architecture, constraints, sandbox, tags, pin_cpus, max_queue_s,
-           unmet
+           unmet, (SELECT a.id FROM arrays a WHERE a.id = :array_id AND a.size >= 100)
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
         id bigint, spec_id bigint, array_index int, params jsonb, name text, idempotency_key text,
         cores int, memory_bytes bigint, walltime_s float8, priority smallint, max_attempts int,
         follow boolean, retry jsonb, gpus int, architecture text, constraints jsonb, sandbox text,
         tags jsonb, pin_cpus boolean, max_queue_s float8, unmet int)
     ON CONFLICT (owner_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+""")
+
+
+# And whether a quota says how many of them may wait.
+_TAKE_JOB_IDS = text("""
+    SELECT nextval(pg_get_serial_sequence('jobs', 'id')) AS id,
+           EXISTS (SELECT FROM quotas WHERE max_queued IS NOT NULL AND owner_id IN (
+             SELECT unnest(ARRAY[id, group_id]) FROM owners WHERE id = :owner)) AS limited
+    FROM generate_series(1, :count)
 """)
 
 
@@ -174,10 +184,14 @@ def insert_jobs(
     """Insert jobs in NEW and return their ids in order; the wake-up leaves with the commit.
 
     `pool_ids`: all pools they may go to in order of preference, `pool_id` being the first.
-    A job whose idempotency key its owner has used gives the first job's id.
+    A job whose idempotency key its owner has used gives the first job's id. Raises Refused when more
+    of the owner's jobs would wait than may.
     """
     spec_ids = _take_ids(connection, "job_specs", len(specs))
-    job_ids = _take_ids(connection, "jobs", len(jobs))
+    taken = connection.execute(_TAKE_JOB_IDS, {"count": len(jobs), "owner": owner}).all()
+    job_ids = [int(row.id) for row in taken]
+    if taken and taken[0].limited:
+        quotas.refuse_over_queue(connection, owner, pool_id, len(jobs))
     _insert(connection, _INSERT_SPECS, zip(spec_ids, map(_fields, specs), strict=True))
     _insert(
         connection,

@@ -1,19 +1,28 @@
-"""The waiting jobs that fit somewhere now, locked: the next ones of each pool, past all others."""
+"""The waiting jobs that fit somewhere now, locked: the next ones of each owner, past all others.
+
+Waiting jobs of one owner that ask for the same have one shape. The index leads from shape to shape,
+so that a hundred thousand jobs that fit nowhere cost one look, and no owner's jobs hide another's.
+"""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
-from remuda.constraints import Hardware
+from remuda.fairness import FairShares, allotments
+from remuda.models import usage
 from remuda.models.database import rows
 from remuda.models.deadlines import MAYBE_OVERDUE, end_overdue
+from remuda.models.jobs import READY
+from remuda.models.quotas import QuotaRoom
+from remuda.models.rooms import Room, VmRoom, fits, rooms_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,183 +44,296 @@ class WaitingJob:
     constraints: dict[str, Any] | None
     sandbox: str
     expected_wall_s: float | None
+    reserves: bool = False  # not locked: it fits no room there is, and has waited for long
+
+
+# The first job of each shape that waits: of jobs for one pool, by pool, then of those for several. Each
+# step of the recursion is one look into the index.
+_HEAD = """j.id, j.pool_id, j.pool_ids, j.owner_id, j.shape, j.cores, j.gpus, j.architecture,
+    coalesce(j.memory_bytes, 0) AS memory_bytes, j.constraints, j.sandbox, j.submitted_at,
+    j.array_id, j.queue_id, j.priority, j.displaced,
+    extract(epoch FROM now() - greatest(j.submitted_at, j.not_before))::float8 AS waited_s"""
+_STEPS = """
+    SELECT n.* FROM (
+      WITH RECURSIVE heads AS (
+        (SELECT {head} FROM jobs j WHERE {ready} AND {which}
+         ORDER BY j.owner_id, j.shape LIMIT 1)
+        UNION ALL
+        SELECT n.* FROM heads h CROSS JOIN LATERAL (
+          SELECT {head} FROM jobs j
+          WHERE {ready} AND {which} AND (j.owner_id, j.shape) > (h.owner_id, h.shape)
+          ORDER BY j.owner_id, j.shape LIMIT 1) AS n
+      ) SELECT * FROM heads) AS n
+"""
+_SHAPES = (
+    "SELECT n.*, CASE WHEN n.array_id IS NULL THEN o.mean_wall_s"
+    " ELSE (SELECT a.mean_wall_s FROM arrays a WHERE a.id = n.array_id) END AS expected_wall_s"
+    " FROM (SELECT n.* FROM unnest(CAST(:pools AS bigint[])) AS p(id) CROSS JOIN LATERAL ("
+    + _STEPS.format(head=_HEAD, ready=READY, which="j.pool_id = p.id")
+    + ") AS n WHERE n.pool_ids IS NULL UNION ALL"
+    + _STEPS.format(head=_HEAD, ready=READY, which="j.pool_ids IS NOT NULL")
+    + "WHERE n.pool_ids && CAST(:pools AS bigint[])) AS n"
+    " JOIN owners o ON o.id = n.owner_id AND o.budget_stop IS NULL"
+)
+
+# The next jobs of each owner in a pool, of its shapes that fit somewhere (`free`: into free slots, else
+# only ahead). What is locked is what comes out, and looked at again: it may have ended meanwhile.
+_JOBS = f"""
+    SELECT j.id, j.pool_id, j.pool_ids, j.owner_id, j.array_id, j.priority, j.displaced,
+           j.submitted_at, j.cores, coalesce(j.memory_bytes, 0) AS memory_bytes, j.gpus,
+           j.architecture, j.constraints, j.sandbox, c.expected_wall_s, {MAYBE_OVERDUE} AS late
+    FROM jsonb_to_recordset(CAST(:turns AS jsonb))
+        AS t(pool_id bigint, owner_id bigint, most int, shapes jsonb)
+    JOIN owners o ON o.id = t.owner_id CROSS JOIN LATERAL (
+      SELECT c.* FROM jsonb_to_recordset(t.shapes) AS f(shape bigint, free boolean)
+      CROSS JOIN LATERAL (
+        SELECT j.id, j.priority, j.displaced,
+               CASE WHEN j.array_id IS NULL THEN o.mean_wall_s ELSE a.mean_wall_s END
+                 AS expected_wall_s
+        FROM jobs j LEFT JOIN arrays a ON a.id = j.array_id
+        WHERE {READY} AND {{which}} AND j.owner_id = t.owner_id AND j.shape = f.shape
+          AND (j.not_before IS NULL OR j.not_before <= now())
+          AND (j.array_id IS NULL OR j.array_id <> ALL(:full_arrays))
+          AND (f.free OR CASE WHEN j.array_id IS NULL THEN o.mean_wall_s
+                              ELSE a.mean_wall_s END <= :horizon)
+        ORDER BY j.priority DESC, j.displaced DESC, j.id LIMIT t.most) AS c
+      ORDER BY c.priority DESC, c.displaced DESC, c.id LIMIT t.most) AS c
+    -- CASE: the planner must not take the condition for one that an index answers.
+    JOIN jobs j ON j.id = c.id AND CASE WHEN {READY} THEN true ELSE false END
+    FOR NO KEY UPDATE OF j SKIP LOCKED
+"""
+_JOBS_OF_ONE = text(_JOBS.format(which="j.pool_id = t.pool_id"))
+_JOBS_OF_SEVERAL = text(_JOBS.format(which="j.pool_ids IS NOT NULL"))
 
 
 @dataclass(frozen=True, slots=True)
-class VmRoom:
-    """What a VM, its row locked, has to give. `backlog_s`: expected core-seconds not started.
+class Waiting:
+    """The jobs to place. `cut`: the (pool, owner) of which there may be more, which come later.
 
-    `ahead_slots`, `ahead_memory_bytes`: what is free or soon will be: jobs are placed ahead of that.
+    In place of a pool stands SEVERAL for jobs that may go to more than one.
     """
 
-    id: int
-    pool_id: int
-    slots: int
-    memory_bytes: int | None
-    used_slots: int
-    used_memory_bytes: int
-    backlog_s: float
-    backlog_count: int
-    gpus: int
-    used_gpus: int
-    hardware: Hardware
-    isolation: str
-    bound_owner_id: int | None
-    bound_sandbox: str | None
-    ahead_slots: int
-    ahead_memory_bytes: int | None
-    ends_after_jobs: bool = False  # it has only so many jobs in its life
+    jobs: tuple[WaitingJob, ...] = ()
+    shares: FairShares = field(default_factory=FairShares)
+    cut: frozenset[tuple[int, int]] = frozenset()
 
 
-UNLIMITED = 2**63 - 1  # the memory of a VM that tells no limit
-READY = "j.state = 'NEW' AND j.unmet = 0 AND NOT j.held"
-
-# Of attempts: what will not give back its slots within the horizon, as far as anybody can tell. It is
-# known to be long, or it runs for longer than was thought: suspended, say.
-TAKES_LONG = """(
-    state = 'STARTED' AND (expected_wall_s > :horizon
-      OR extract(epoch FROM now() - started_at) > coalesce(expected_wall_s, 0) + :horizon))"""
-
-# The same as remuda.constraints.unmet, for the jobs `j` and the hardware of the room `r`.
-CONSTRAINTS_MET = r"""(
-    coalesce((j.constraints->>'min_cores')::bigint <= r.cores, NOT j.constraints ? 'min_cores')
-    AND coalesce((j.constraints->>'max_cores')::bigint >= r.cores, NOT j.constraints ? 'max_cores')
-    AND coalesce((j.constraints->>'min_memory_bytes')::bigint <= r.memory_bytes,
-                 NOT j.constraints ? 'min_memory_bytes')
-    AND coalesce((j.constraints->>'max_memory_bytes')::bigint >= r.memory_bytes,
-                 NOT j.constraints ? 'max_memory_bytes')
-    AND coalesce((j.constraints->>'min_memory_per_core_bytes')::bigint <= r.memory_bytes / r.cores,
-                 NOT j.constraints ? 'min_memory_per_core_bytes')
-    AND coalesce((j.constraints->>'max_memory_per_core_bytes')::bigint >= r.memory_bytes / r.cores,
-                 NOT j.constraints ? 'max_memory_per_core_bytes')
-    AND coalesce((j.constraints->>'min_disk_bytes')::bigint <= r.disk_bytes,
-                 NOT j.constraints ? 'min_disk_bytes')
-    AND coalesce((j.constraints->>'gpu')::boolean = r.gpu, NOT j.constraints ? 'gpu')
-    AND coalesce((j.constraints->>'ssd')::boolean = r.ssd, NOT j.constraints ? 'ssd')
-    AND coalesce(r.cpu_model ILIKE translate(replace(replace(replace(j.constraints->>'cpu_model',
-                   '\', '\\'), '%', '\%'), '_', '\_'), '*?', '%_'),
-                 NOT j.constraints ? 'cpu_model'))"""
-
-_LOCK_JOBS = f"""
-    SELECT j.id, j.pool_id, j.pool_ids, j.owner_id, j.array_id, j.priority, j.submitted_at, j.cores,
-           j.displaced,
-           coalesce(j.memory_bytes, 0) AS memory_bytes, j.gpus, j.architecture, j.constraints,
-           j.sandbox, {MAYBE_OVERDUE} AS late,
-           CASE WHEN j.array_id IS NULL THEN o.mean_wall_s ELSE a.mean_wall_s END AS expected_wall_s
-    FROM jobs j JOIN owners o ON o.id = j.owner_id LEFT JOIN arrays a ON a.id = j.array_id
-    WHERE {READY} AND {{which}} AND o.budget_stop IS NULL
-      AND (j.not_before IS NULL OR j.not_before <= now())
-      AND (j.array_id IS NULL OR j.array_id <> ALL(:full_arrays))
-      -- What fits nowhere now does not count against the limit, or it would hide what does. Not
-      -- EXISTS: as a join, with so many conditions, the planner takes it for one that nearly nothing
-      -- meets, and sorts all jobs instead of walking the index until it has enough.
-      AND coalesce((
-        SELECT true FROM jsonb_to_recordset(CAST(:rooms AS jsonb)) AS r(
-          pool_id bigint, slots int, memory bigint, gpus int, ahead boolean, owner_id bigint,
-          sandbox text, architecture text, cores bigint, memory_bytes bigint, disk_bytes bigint,
-          gpu boolean, ssd boolean, cpu_model text)
-        WHERE j.cores <= r.slots AND coalesce(j.memory_bytes, 0) <= r.memory AND j.gpus <= r.gpus
-          AND {{where}}
-          AND (NOT r.ahead OR j.gpus = 0 AND CASE WHEN j.array_id IS NULL THEN o.mean_wall_s
-                                                  ELSE a.mean_wall_s END <= :horizon)
-          AND (r.owner_id IS NULL
-               OR r.owner_id = j.owner_id AND (r.sandbox IS NULL OR r.sandbox = j.sandbox))
-          AND (j.architecture IS NULL OR j.architecture = r.architecture)
-          AND (j.constraints IS NULL OR {CONSTRAINTS_MET})
-        LIMIT 1), false)
-    ORDER BY j.priority DESC, j.displaced DESC, j.id LIMIT :most FOR NO KEY UPDATE OF j SKIP LOCKED
-"""
-LOCK_JOBS_OF_ONE = _LOCK_JOBS.format(
-    which="j.pool_ids IS NULL AND j.pool_id = :pool", where="r.pool_id = :pool"
-)
-LOCK_JOBS_OF_SEVERAL = _LOCK_JOBS.format(
-    which="j.pool_ids IS NOT NULL AND j.pool_ids && CAST(:pools AS bigint[])",
-    where="r.pool_id = ANY(j.pool_ids)",
-)
+SEVERAL = 0
 
 
-def lock_jobs(
-    connection: Connection,
-    statement: str,
-    vms: Sequence[VmRoom],
-    array_room: Mapping[int, int],
-    *,
-    max_ahead: int,
-    most: int,
-    **values: Any,
-) -> tuple[list[WaitingJob], bool]:
-    """Lock and return the jobs that come next, and whether there may be more of them.
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """An owner's jobs in a pool (or SEVERAL): so many, of these (shapes, whether free slots do)."""
 
-    What is over an array's limit hides no others; what is over its own deadline ends here.
-    """
-    room = sum(
-        max(0, vm.slots - vm.used_slots)
-        + (max(0, max_ahead - vm.backlog_count) if vm.ahead_slots else 0)
-        for vm in vms
-    )
-    most = min(room, most)
-    rooms = json.dumps(_rooms(vms, max_ahead)) if most else "[]"
-    full = {array for array, left in array_room.items() if left <= 0}
-    found: dict[int, WaitingJob] = {}
-    while most > len(found):
-        seen = rows(
-            connection, statement, rooms=rooms, full_arrays=sorted(full), most=most, **values
-        )
-        late = [row["id"] for row in seen if row["late"]]
-        if late and end_overdue(connection, late):
-            continue
-        over: Counter[int] = Counter()
-        for row in seen:
-            array = row["array_id"]
-            if array in array_room:
-                over[array] += 1
-                if over[array] > array_room[array]:
-                    continue
-            if row["id"] not in found:
-                found[row["id"]] = WaitingJob(**{k: v for k, v in row.items() if k != "late"})
-        more = {array for array, count in over.items() if count > array_room[array]}
-        if len(seen) < most or not more:
-            break
-        full |= more  # those of them that may go are found; now for who stands behind the others
-    return list(found.values()), bool(most) and len(found) >= most
+    source: int
+    owner_id: int
+    most: int
+    shapes: Sequence[tuple[int, bool]]
 
 
-def _rooms(vms: Sequence[VmRoom], max_ahead: int) -> list[dict[str, Any]]:
-    """Return the rooms there are, the largest first: of those alike only that with most memory."""
-    most: dict[tuple[Any, ...], int] = {}
-    for vm in vms:
-        isolated = vm.isolation != "shared"
-        if vm.isolation == "single_use" and vm.bound_owner_id is not None:
-            continue
-        sandbox = vm.bound_sandbox if vm.isolation == "sandbox" else None
-        bound = (vm.bound_owner_id, sandbox) if isolated else (None, None)
-        rooms = [(vm.slots - vm.used_slots, vm.used_memory_bytes, vm.gpus - vm.used_gpus, False)]
-        if vm.backlog_count < max_ahead and (not isolated or bound[0] is not None):
-            kept = (vm.memory_bytes or 0) - (vm.ahead_memory_bytes or 0)
-            rooms.append((vm.ahead_slots, kept, 0, True))
-        for slots, used, gpus, ahead in rooms:
-            memory = UNLIMITED if vm.memory_bytes is None else vm.memory_bytes - used
-            if slots > 0 and memory >= 0:
-                key = (vm.pool_id, slots, max(0, gpus), ahead, *bound, vm.hardware)
-                most[key] = max(memory, most.get(key, 0))
-    return [
-        {
-            "pool_id": pool,
-            "slots": slots,
-            "memory": memory,
-            "gpus": gpus,
-            "ahead": ahead,
-            "owner_id": owner,
-            "sandbox": sandbox,
-            "architecture": hardware.architecture,
-            "cores": hardware.cores,
-            "memory_bytes": hardware.memory_bytes,
-            "disk_bytes": hardware.disk_bytes,
-            "gpu": hardware.gpus > 0,
-            "ssd": hardware.ssd,
-            "cpu_model": hardware.cpu_model,
+class WaitingJobs:
+    """What waits for the rooms of some VMs, their rows and the quotas locked."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        vms: Sequence[VmRoom],
+        *,
+        array_room: Mapping[int, int],
+        quota: QuotaRoom,
+        half_life_s: float,
+        max_ahead: int,
+        horizon_s: float,
+        reserve_after_s: float,
+        most: int,
+    ) -> None:
+        """See `remuda.models.dispatch.take_snapshot`."""
+        self._connection = connection
+        self._vms = vms
+        self._array_room = array_room
+        self._quota = quota
+        self._half_life_s = half_life_s
+        self._max_ahead = max_ahead
+        self._horizon_s = horizon_s
+        self._reserve_after_s = reserve_after_s
+        self._most = most
+        self._rooms: dict[int, list[Room]] = defaultdict(list)
+        for room in rooms_of(vms, max_ahead):
+            self._rooms[room.pool_id].append(room)
+
+    def lock(self) -> Waiting:
+        """Lock and return the jobs that come next of each owner, and those that wait for room.
+
+        What is over an array's limit hides no others; what is over its own deadline ends here.
+        """
+        if not any(not room.whole for rooms in self._rooms.values() for room in rooms):
+            return Waiting()
+        heads = rows(self._connection, _SHAPES, pools=sorted(self._rooms))
+        fitting = [(head, free) for head in heads if (free := self._fits(head)) is not None]
+        owners = {head["owner_id"] for head, _ in fitting}
+        shares = FairShares()
+        if len(owners) > 1:
+            shares = usage.shares(self._connection, half_life_s=self._half_life_s)
+        found, cut = self._next_ones(self._turns(fitting, shares))
+        wide = self._without_room(heads, found) if self._reserve_after_s < math.inf else []
+        ordered = sorted([*found.values(), *wide], key=_order)
+        return Waiting(tuple(ordered), shares, cut)
+
+    def _room(self, source: int, heads: Iterable[Mapping[str, Any]]) -> int:
+        """Return how many such jobs the VMs of a pool, or of all, take at the very most.
+
+        Of a queue ahead only that counts which jobs as short as the shortest of these fill.
+        """
+        short_s = min(map(self._least_wall_s, heads), default=math.inf)
+        room = 0
+        for vm in self._vms:
+            if source not in (SEVERAL, vm.pool_id):
+                continue
+            room += max(0, vm.slots - vm.used_slots)
+            if math.isfinite(short_s) and short_s <= self._horizon_s and vm.ahead_slots:
+                filled = self._horizon_s * vm.ahead_slots / max(short_s, 1e-4) + vm.ahead_slots
+                room += max(0, min(self._max_ahead - vm.backlog_count, math.ceil(min(filled, 1e9))))
+        return min(room, self._most)
+
+    def _least_wall_s(self, head: Mapping[str, Any]) -> float:
+        """Return what the shortest jobs like this may take: behind small arrays there may be others."""
+        wall_s = math.inf if head["expected_wall_s"] is None else float(head["expected_wall_s"])
+        mixed = head["array_id"] is not None and head["queue_id"] is None
+        return min(wall_s, self._horizon_s) if mixed else wall_s
+
+    def _fits(self, head: Mapping[str, Any]) -> bool | None:
+        """Return whether jobs like this fit into free slots; None: neither there nor ahead."""
+        if not self._may_have(head):
+            return None
+        kinds = {
+            room.ahead
+            for pool in head["pool_ids"] or [head["pool_id"]]
+            for room in self._rooms.get(pool, ())
+            if not room.whole and fits(head, room)
         }
-        for (pool, slots, gpus, ahead, owner, sandbox, hardware), memory in sorted(
-            most.items(), key=lambda item: item[0][1], reverse=True
+        return None if not kinds else False in kinds
+
+    def _may_have(self, head: Mapping[str, Any]) -> bool:
+        pool = None if head["pool_ids"] else head["pool_id"]
+        left = self._quota.of(head["owner_id"], pool)
+        return left is None or head["cores"] <= left
+
+    def _turns(
+        self,
+        fitting: Sequence[tuple[Mapping[str, Any], bool]],
+        shares: FairShares,
+    ) -> list[_Turn]:
+        """Return how many jobs of each owner to look at in each pool: its part, and some more."""
+        shapes: dict[int, dict[int, list[tuple[int, bool]]]] = defaultdict(
+            lambda: defaultdict(list)
         )
-    ]
+        heads: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+        for head, free in fitting:
+            shapes[_source(head)][head["owner_id"]].append((head["shape"], free))
+            heads[_source(head)].append(head)
+        turns = []
+        for source, of_owner in shapes.items():
+            most = self._room(source, heads[source])
+            if not most:
+                continue
+            parts = allotments(most, shares, dict.fromkeys(of_owner)) if len(of_owner) > 1 else {}
+            for owner, some in of_owner.items():
+                limit = most if not parts else min(most, parts[owner] + parts[owner] // 4 + 2)
+                left = self._quota.of(owner, source or None)
+                turns.append(
+                    _Turn(source, owner, limit if left is None else min(limit, left), some)
+                )
+        return turns
+
+    def _next_ones(
+        self, turns: Sequence[_Turn]
+    ) -> tuple[dict[int, WaitingJob], frozenset[tuple[int, int]]]:
+        full = {array for array, left in self._array_room.items() if left <= 0}
+        found: dict[int, WaitingJob] = {}
+        while True:
+            seen: list[WaitingJob] = []
+            late: list[int] = []
+            for several in (False, True):
+                for row in self._rows([t for t in turns if (t.source == SEVERAL) is several], full):
+                    seen.append(WaitingJob(*row[:-1]))
+                    if row[-1]:
+                        late.append(row[0])
+            if late and end_overdue(self._connection, late):
+                continue
+            over: Counter[int] = Counter()
+            for job in seen:
+                if job.array_id is not None and job.array_id in self._array_room:
+                    over[job.array_id] += 1
+                    if over[job.array_id] > self._array_room[job.array_id]:
+                        continue
+                found[job.id] = job
+            ends = _ends(seen, turns)
+            more = {a for a, count in over.items() if count > self._array_room[a]}
+            if not ends or not more:
+                return found, frozenset(ends)
+            full |= more  # those that may go are found; now for who stands behind the others
+
+    def _rows(self, turns: Sequence[_Turn], full: Collection[int]) -> Sequence[Any]:
+        if not turns:
+            return ()
+        told = [
+            {
+                "pool_id": turn.source,
+                "owner_id": turn.owner_id,
+                "most": turn.most,
+                "shapes": [{"shape": shape, "free": free} for shape, free in turn.shapes],
+            }
+            for turn in turns
+        ]
+        return self._connection.execute(
+            _JOBS_OF_SEVERAL if turns[0].source == SEVERAL else _JOBS_OF_ONE,
+            {
+                "turns": json.dumps(told),
+                "full_arrays": sorted(full),
+                "horizon": self._horizon_s,
+            },
+        ).all()
+
+    def _without_room(
+        self, heads: Iterable[Mapping[str, Any]], found: Mapping[int, WaitingJob]
+    ) -> list[WaitingJob]:
+        """Return the first of each shape that has waited for long, and fits a VM that has nothing else."""
+        wide = []
+        for head in heads:
+            if head["id"] in found or head["waited_s"] < self._reserve_after_s:
+                continue
+            if self._array_room.get(head["array_id"], 1) <= 0 or not self._may_have(head):
+                continue
+            rooms = [
+                room
+                for pool in head["pool_ids"] or [head["pool_id"]]
+                for room in self._rooms.get(pool, ())
+                if fits(head, room)
+            ]
+            if any(room.whole for room in rooms) and all(
+                room.whole or room.ahead for room in rooms
+            ):
+                fields: dict[str, Any] = {name: head.get(name) for name in _FIELDS}
+                wide.append(WaitingJob(**fields, reserves=True))
+        return wide
+
+
+_FIELDS = tuple(name for name in WaitingJob.__slots__ if name != "reserves")
+
+
+def _source(head: Mapping[str, Any]) -> int:
+    return SEVERAL if head["pool_ids"] else int(head["pool_id"])
+
+
+def _order(job: WaitingJob) -> tuple[int, bool, int]:
+    return -job.priority, not job.displaced, job.id
+
+
+def _ends(seen: Iterable[WaitingJob], turns: Iterable[_Turn]) -> set[tuple[int, int]]:
+    """Return the (pool, owner) of which as many jobs were seen as were to be: there may be more."""
+    counts = Counter((SEVERAL if job.pool_ids else job.pool_id, job.owner_id) for job in seen)
+    return {
+        (turn.source, turn.owner_id)
+        for turn in turns
+        if counts[turn.source, turn.owner_id] >= turn.most
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from remuda.models import deadlines, dependencies, upkeep
+from remuda.models import deadlines, dependencies, upkeep, usage
 from remuda.models.database import reading
 from remuda.tasks import (
     budgeting,
@@ -61,7 +61,7 @@ def reconcile_jobs() -> str | None:
     """Send again what attempts without news may have missed: start, collect, cancel, compare.
 
     Jobs whose parents ended before they were committed are settled.
-    Calls that no watcher heard of are answered here.
+    Calls that no watcher heard of are answered here; what owners used is added up.
     """
     runtime = get_runtime()
     late = runtime.transact(deadlines.end_overdue)
@@ -70,6 +70,8 @@ def reconcile_jobs() -> str | None:
     unnoticed = runtime.transact(dependencies.reconcile)
     if unnoticed:
         log.info("%d dependencies had been decided unnoticed", unnoticed)
+    half_life_s = runtime.settings.usage_half_life_s
+    runtime.transact(lambda c: usage.fold(c, half_life_s=half_life_s))
     with reading(runtime.engine) as connection:
         missed = upkeep.attempts_without_news(connection)
     for vm_id, ids in missed.placed.items():

@@ -101,7 +101,7 @@ def fit(snapshot: Snapshot, *, max_ahead: int = 0) -> list[tuple[int, int]]:
     slots = {vm.id: vm.slots - vm.used_slots for vm in snapshot.vms}
     ahead = {vm.id: max_ahead - vm.backlog_count for vm in snapshot.vms}
     pairs = []
-    for job in snapshot.jobs:
+    for job in (job for job in snapshot.jobs if not job.reserves):
         for vm in snapshot.vms:
             if vm.pool_id not in (job.pool_ids or [job.pool_id]) or job.cores > vm.slots:
                 continue

@@ -75,7 +75,7 @@ def test_thirty_two_rivals_and_vms_that_go(
         canary = make_vms(connection, make_pool(connection, "canary"))[0]
         before = row(connection, "vms", canary)
         for number in range(4):
-            owners.set_max_vms(connection, f"owner-{number}", 3)
+            owners.change(connection, f"owner-{number}", {"max_vms": 3})
     command = [sys.executable, "-m", "tests.integration.lease_rivals", database_url, str(tmp_path)]
     command += [str(RIVALS), str(CYCLES), f"{first},{second}"]
     rivals = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.getcwd()})
@@ -218,7 +218,7 @@ def test_quotas_hold_for_the_quick_and_for_those_in_turn(engine: Engine) -> None
     with engine.begin() as connection:
         pool = make_pool(connection, isolation="owner", slots_per_vm=1)
         make_vms(connection, pool, 8)
-        owners.set_max_vms(connection, "bob", 3)
+        owners.change(connection, "bob", {"max_vms": 3})
 
     def quick() -> int:
         return sum(transact(engine, lambda c: _lease(c, pool)) is not None for _ in range(3))

@@ -319,7 +319,7 @@ def test_jobs_over_the_limit_of_their_array_hide_nobody(engine: Engine) -> None:
 
 def test_who_does_not_start_in_time_is_ended(engine: Engine) -> None:
     with engine.begin() as connection:
-        pool = make_pool(connection, slots_per_vm=1)
+        pool = make_pool(connection, slots_per_vm=3)
         [vm] = make_vms(connection, pool)
         retried, started = running_job(connection, pool, max_queue_s=10)
         record(connection, vm, lost(started.attempt_id))

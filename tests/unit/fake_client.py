@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from remuda.cli.app import root
+from remuda.client.explaining import Explanation
+from remuda.client.reasons import Reason
 from remuda.errors import AlreadyExists, JobFailed, NoResources, UnknownJob, WaitTimeout
 from remuda.spec import JobSpec
 from tests.unit.cli import stand_in
@@ -154,6 +156,9 @@ class FakeClient:
         yield "stdout", b"one\n"
         yield "stderr", b"warn\n"
         yield "stdout", b"two\n"
+
+    def why(self, job_id: int) -> Explanation:
+        return Explanation((Reason("queue", "It waits."),), 1.5, "a guess")
 
     def explain(self, job_id: int) -> list[str]:
         return ["It waits.", "Bad\x1b[2Jname"]

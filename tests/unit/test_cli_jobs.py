@@ -213,6 +213,14 @@ def test_explain_prints_nothing_a_terminal_would_obey(client: FakeClient) -> Non
     assert remuda("job", "explain", "1").stdout.splitlines() == ["It waits.", r"Bad\x1b[2Jname"]
 
 
+def test_explain_as_json(client: FakeClient) -> None:
+    assert json.loads(remuda("job", "explain", "1", "--json").stdout) == {
+        "reasons": [{"kind": "queue", "text": "It waits.", "blocks": False}],
+        "start_s": 1.5,
+        "basis": "a guess",
+    }
+
+
 def test_a_retry_policy(client: FakeClient, tmp_path: Path) -> None:
     """From a file or as JSON; no retries asked for are none, whatever the pool says."""
     file = tmp_path / "policy.json"

@@ -238,7 +238,7 @@ def test_a_vm_bound_to_the_same_comes_first_and_a_new_one_is_bound_at_once(isola
     bound = vm(2, isolation=isolation, free_slots=2, bound_owner_id=1, bound_sandbox="a")
     fresh = vm(1, 3, isolation=isolation)
     mine = [job(n, sandbox="a") for n in (1, 2, 3)]
-    other = job(4, owner_id=2, sandbox="a")
+    other = job(4, owner_id=2, sandbox="a", priority=-1)
     found = where(place(snapshot([*mine, other], [fresh, bound]), NOW))
     assert found == {1: 2, 2: 2, 3: 1}  # the fresh one went to owner 1, so owner 2 waits
 
