@@ -27,8 +27,8 @@ from remuda.errors import AlreadyExists, JobFailed, OutputNotAvailable
 def logs(job_id: int, follow: bool, fresh: bool, stderr: bool, attempt: int | None) -> None:
     """Print what a job wrote to stdout (or with --stderr, to stderr), byte for byte.
 
-    Ctrl-C ends -f; the job goes on. With --fresh each byte is printed once, whoever asks for it,
-    also while the job runs.
+    Of a job that runs, what it has written so far. Ctrl-C ends -f; the job goes on. With --fresh
+    each byte is printed once, whoever asks for it, also while the job runs.
     """
     if follow and attempt is not None:
         raise click.UsageError("--attempt is of the past: it cannot be followed")
@@ -47,12 +47,14 @@ def logs(job_id: int, follow: bool, fresh: bool, stderr: bool, attempt: int | No
         elif attempt is not None:
             for data in job.attempt_output(attempt, stream):
                 write_whole(out, data)
-        elif not job.done:
-            raise OutputNotAvailable(
-                f"job {job_id} is {job.state}", hint=f"`remuda job logs -f {job_id}` follows it"
-            )
-        else:
+        elif job.done:
             write_whole(out, job.stderr if stderr else job.stdout)
+        else:
+            try:
+                write_whole(out, job.peek(stream))
+            except OutputNotAvailable as error:
+                error.hint = f"`remuda job logs -f {job_id}` waits for it"
+                raise
 
 
 @click.command("results", cls=Command, short_help="Copy jobs' results into a folder.")

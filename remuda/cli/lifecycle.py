@@ -16,7 +16,8 @@ from remuda.errors import EmbeddedError, Refused, RemudaError, WaitTimeout
 if TYPE_CHECKING:
     from remuda.config import Settings
 
-_READY_S = 20.0
+_READY_S = 60.0  # of a worker that lives: a busy machine takes its time to start one
+_LOOK_S = 2.0
 _CLOSING_S = 5.0
 _CANCELLED_S = 15.0
 _OTHERS_S = 1.0
@@ -40,12 +41,22 @@ def up(no_processes: bool) -> None:
     if not no_processes:
         if not settings.embedded:
             embedded.start_processes(settings)
-        if not health.ping_workers(timeout_s=_READY_S):
-            raise EmbeddedError(
-                f"the worker does not answer {_READY_S:g} s after its start",
-                hint=f"see {settings.state_dir / 'log' / 'worker.log'}, and `remuda doctor`",
-            )
+        _wait_for_worker(settings)
     _tell_up(settings, url, before, time.monotonic() - began)
+
+
+def _wait_for_worker(settings: Settings) -> None:
+    """Return when a worker answers; raises EmbeddedError when the one here ends, or takes too long."""
+    deadline = time.monotonic() + _READY_S
+    while not health.ping_workers(timeout_s=_LOOK_S):
+        lives = any(p.name == "worker" and p.running for p in health.processes(settings))
+        if lives and time.monotonic() < deadline:
+            continue
+        why = f"does not answer {_READY_S:g} s after its start" if lives else "ended"
+        raise EmbeddedError(
+            f"the worker {why}",
+            hint=f"see {settings.state_dir / 'log' / 'worker.log'}, and `remuda doctor`",
+        )
 
 
 def _tell_up(settings: Settings, url: str, before: set[str], seconds: float) -> None:

@@ -16,6 +16,7 @@ from remuda.cli import connect
 from remuda.cli.base import BROKEN_PIPE, Command, silence_stdout
 from remuda.cli.job_options import job_options, take
 from remuda.cli.output import note, printable, write_whole
+from remuda.cli.run_wait import Waiting
 from remuda.errors import NoResources, RemudaError
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def run(ctx: click.Context, /, command: tuple[str, ...], keep: bool, **options: 
                 raise
             interrupts.job_is(job)
             try:
-                pass_on(client, job)
+                with Waiting(client, job):
+                    pass_on(client, job)
             except BrokenPipeError:
                 silence_stdout()
                 client.cancel([job])

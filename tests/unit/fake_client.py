@@ -16,7 +16,14 @@ from click.testing import CliRunner, Result
 from remuda.cli.app import root
 from remuda.client.explaining import Explanation
 from remuda.client.reasons import Reason
-from remuda.errors import AlreadyExists, JobFailed, NoResources, UnknownJob, WaitTimeout
+from remuda.errors import (
+    AlreadyExists,
+    JobFailed,
+    NoResources,
+    OutputNotAvailable,
+    UnknownJob,
+    WaitTimeout,
+)
 from remuda.spec import JobSpec
 from tests.unit.cli import stand_in
 
@@ -61,6 +68,11 @@ class FakeJob:
             "wall_s": 1.5,
             "never_shown": "x",
         }
+
+    def peek(self, name: str) -> bytes:
+        if self.state == "NEW":
+            raise OutputNotAvailable(f"job {self.id} is NEW", hint="something of the API")
+        return f"{name} so far".encode()
 
     def result(self) -> Any:
         if self.reason != "OK":

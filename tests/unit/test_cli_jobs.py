@@ -179,10 +179,12 @@ def test_logs(client: FakeClient) -> None:
     assert remuda("job", "logs", "--stderr", "1").stdout_bytes == b"err"
     assert remuda("job", "logs", "-f", "2").stdout == "one\ntwo\n"
     assert remuda("job", "logs", "-f", "--stderr", "2").stdout == "warn\n"
-    early = remuda("job", "logs", "2")
-    assert (early.exit_code, early.stderr.splitlines()[1]) == (
+    assert remuda("job", "logs", "2").stdout == "stdout so far"
+    client.add(FakeJob(3, "NEW", None))
+    early = remuda("job", "logs", "3")
+    assert (early.exit_code, early.stderr.splitlines()) == (
         1,
-        "hint: `remuda job logs -f 2` follows it",
+        ["remuda: error: job 3 is NEW", "hint: `remuda job logs -f 3` waits for it"],
     )
     assert remuda("job", "logs", "-f", "--attempt", "1", "2").exit_code == 2
 

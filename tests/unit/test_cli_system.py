@@ -175,9 +175,14 @@ def test_up_tells_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert lines[-1].startswith("ready in ")
     monkeypatch.setattr(health, "ping_workers", lambda timeout_s: [])
+    monkeypatch.setattr(lifecycle, "_READY_S", 0.01)
     silent = remuda("up")
     assert silent.exit_code == 1
-    assert "the worker does not answer" in silent.stderr
+    assert "the worker does not answer 0.01 s after its start" in silent.stderr
+    monkeypatch.setattr(lifecycle, "_READY_S", 1e9)
+    running.remove(WORKER)
+    gone = remuda("up")
+    assert (gone.exit_code, "the worker ended" in gone.stderr) == (1, True)
     assert remuda("up --no-processes").exit_code == 0
 
 

@@ -234,6 +234,13 @@ def test_a_pattern_without_a_match_is_missing(line: Line) -> None:
     assert line.sh(2, ":", out=[["**", False]])["why"] == "OK"
 
 
+def test_a_folder_is_no_file(line: Line) -> None:
+    """It is named by what would have brought it."""
+    entry = line.sh(1, "mkdir d", out=[["d", False], ["e", False]])
+    assert (entry["miss"], entry["why"]) == (["d", "e"], "STAGING")
+    assert entry["msg"] == "missing output: d (it is a folder: ask for d/), e"
+
+
 def test_of_all_outputs_unchanged_inputs_are_left_out(line: Line, tmp_path: Path) -> None:
     for name in ("kept", "written", "replaced", "named"):
         (tmp_path / name).write_text(name)

@@ -60,8 +60,16 @@ def find_outputs(folder: str, wanted: Iterable[tuple[str, bool]], inputs: set[st
             found.problem = f"more than {MOST} output files, or too many to look through: pack them"
             found.files, found.executable = {}, []
     if found.missing and not found.problem:
-        found.problem = f"missing output: {', '.join(found.missing):.{SHOWN}}"
+        told = ", ".join(_missed(folder, name) for name in found.missing)
+        found.problem = f"missing output: {told:.{SHOWN}}"
     return found
+
+
+def _missed(folder: str, name: str) -> str:
+    """Return a missing output's name, and what it should have been called if it is a folder."""
+    if is_pattern(name) or not os.path.isdir(os.path.join(folder, name)):
+        return name
+    return f"{name} (it is a folder: ask for {name}/)"
 
 
 def _match(
