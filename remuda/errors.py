@@ -8,6 +8,8 @@ RemudaError
 ├── AlreadyExists                    the name is taken
 ├── Refused                          the state forbids it; nothing was changed
 │   ├── IllegalTransition
+│   ├── SetTooLate (AttributeError)  it can be set only until the pool is submitted
+│   ├── PoolLimitReached             the owner may have no more pools
 │   └── StaleHolder                  an old fencing token
 ├── Unreachable                      DatabaseUnavailable, BrokerUnavailable, VmUnreachable
 ├── EmbeddedError                    the one-machine default cannot run here
@@ -86,6 +88,14 @@ class Refused(RemudaError):
 
 class IllegalTransition(Refused):
     """There is no such transition from the present state."""
+
+
+class SetTooLate(Refused, AttributeError):
+    """It can be set only until the pool is submitted."""
+
+
+class PoolLimitReached(Refused):
+    """The maximum number of pools is reached."""
 
 
 class StaleHolder(Refused):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -24,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 from remuda.errors import ConfigError, DataStagingError, OutputNotAvailable
 from remuda.files import copy_file, sha256_of, telling, trouble, written_aside
 from remuda.partials import partial
-from remuda.stores import file_system, open_url, pull, push, size_of, validate_urls
+from remuda.stores import file_system, open_url, pull, push, remove_tree, size_of, validate_urls
 
 __all__ = ["Storage", "StoredFile", "validate_urls"]
 
@@ -212,6 +213,19 @@ class Storage:
             if sha256 is not None and sha256_of(stream.fileno()) != sha256:
                 raise DataStagingError(f"{url} is damaged: its content is not what was stored")
         return target
+
+    def remove(self, key: str) -> None:
+        """Remove the file `key`, or all that is under it; harmless when there is nothing."""
+        url = self.url(key)
+        if self._root is None:
+            remove_tree(url, system=self._fs)
+            return
+        path = self._root / key
+        with telling(url):
+            try:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            except FileNotFoundError:
+                pass  # also when another was quicker
 
     def local_path(self, url: str) -> Path | None:
         """Return where a stored file lies on this machine; None when it lies elsewhere."""

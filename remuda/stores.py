@@ -33,6 +33,7 @@ __all__ = [
     "pull",
     "push",
     "reader_of",
+    "remove_tree",
     "size_of",
     "validate_urls",
     "version_of",
@@ -149,6 +150,16 @@ def size_of(url: str, *, system: Any = None) -> int:
     system = system or file_system(url)
     with _told(url):
         return int(system.size(system._strip_protocol(url)))
+
+
+def remove_tree(url: str, *, system: Any = None) -> None:
+    """Remove the file at a URL, or all that is under it; harmless when there is nothing."""
+    system = system or file_system(url)
+    with _told(url):
+        path = system._strip_protocol(url)
+        system.invalidate_cache()
+        if system.exists(path):
+            system.rm(path, recursive=True)
 
 
 _batch = threading.local()

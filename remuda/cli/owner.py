@@ -37,6 +37,10 @@ _COLUMNS = [
     Column("QUOTAS", _quotas),
     Column("VMS", "vms", right=True),
     Column("MAX VMS", lambda row: "" if row["max_vms"] is None else row["max_vms"], right=True),
+    Column("POOLS", "pools", right=True),
+    Column(
+        "MAX POOLS", lambda row: "" if row["max_pools"] is None else row["max_pools"], right=True
+    ),
     Column("LEASES", "leases", right=True),
     Column("WAITING", "waiting", right=True),
 ]
@@ -76,14 +80,17 @@ def list_owners(as_json: bool) -> None:
 )
 @click.option("--max-vms", type=click.IntRange(0), metavar="N", help="At most so many VMs at once.")
 @click.option("--no-max-vms", is_flag=True, help="Any number of VMs.")
+@click.option("--max-pools", type=click.IntRange(0), metavar="N", help="At most so many pools.")
+@click.option("--no-max-pools", is_flag=True, help="Any number of pools.")
 def set_(name: str, pool: str | None, weight: float | None, **given: Any) -> None:
     """Set an owner's part and what it may have; what is not named stays as it is.
 
     The limits of slots and waiting jobs hold in all pools together, or in one (--pool). VMs
-    count from their first lease or job for the owner until they are gone; those it has stay.
+    count from their first lease or job for the owner until they are gone, pools until they are
+    deleted; those it has stay.
     """
     changes: dict[str, Any] = {} if weight is None else {"weight": weight}
-    for key in ("group", "max_slots", "max_queued", "max_vms"):
+    for key in ("group", "max_slots", "max_queued", "max_vms", "max_pools"):
         option = key.replace("_", "-")
         if given[key] is not None and given[f"no_{key}"]:
             raise click.UsageError(f"say --{option}, or --no-{option}")
@@ -91,7 +98,7 @@ def set_(name: str, pool: str | None, weight: float | None, **given: Any) -> Non
             changes[key] = given[key]
     if not changes:
         raise click.UsageError(
-            "say what to set: --weight, --group, --max-slots, --max-queued or --max-vms"
+            "say what to set: --weight, --group, --max-slots, --max-queued, --max-vms or --max-pools"
         )
     with connect.open_client() as client:
         client.set_owner(name, pool=pool, **changes)

@@ -25,7 +25,8 @@ from remuda.cli.output import (
 )
 from remuda.cli.pool_options import elastic_changes, elastic_of, fields_of, pool_options
 from remuda.cli.records import pool_record, pool_size
-from remuda.cli.types import DURATION_OR_ZERO, json_option
+from remuda.cli.types import DURATION_OR_ZERO, Assignment, json_option
+from remuda.timespan import span_text
 
 if TYPE_CHECKING:
     from remuda.client import Pool
@@ -120,11 +121,22 @@ def create(
 
 @click.command("list", cls=Command, short_help="List pools.")
 @click.option("--all", "ended", is_flag=True, help="Closed ones too.")
+@click.option("--tag", multiple=True, metavar="TAG", help="Those with this tag. Repeatable.")
+@click.option(
+    "--label",
+    type=Assignment(),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Those with this label. Repeatable.",
+)
 @json_option
-def list_pools(ended: bool, as_json: bool) -> None:
+def list_pools(
+    ended: bool, tag: tuple[str, ...], label: tuple[tuple[str, str], ...], as_json: bool
+) -> None:
     """List pools with their VMs, slots and jobs."""
     with connect.open_client() as client:
-        records = [pool_record(pool) for pool in client.pools(all=ended)]
+        found = client.pools(all=ended, tags=list(tag) or None, labels=dict(label) or None)
+        records = [pool_record(pool) for pool in found]
     print_rows(_COLUMNS, records, as_json=as_json)
 
 
@@ -139,6 +151,8 @@ def show(name: str, as_json: bool) -> None:
         record["settings"] = pool.settings
         record["decision"] = pool.info().get("decision")
         record["jobs"] = client.counts(pool)
+        record["errors"] = pool.errors
+        record["execution_time_s"] = pool.execution_time_s
         record["vms_by_state"] = dict(Counter(vm.state for vm in client.vms(pool=pool)))
     if as_json:
         print_json([record])
@@ -148,7 +162,8 @@ def show(name: str, as_json: bool) -> None:
         [
             ("pool", record["name"]),
             ("state", record["state"]),
-            ("message", record["message"]),
+            ("errors", record["errors"]),
+            ("shortname", record["shortname"]),
             ("owner", record["owner"]),
             ("provider", record["provider"]),
             ("backend", record["backend"]),
@@ -157,6 +172,8 @@ def show(name: str, as_json: bool) -> None:
             ("offers", _offers(record)),
             ("order of offers", record["offer_order"] if record["offers"] else None),
             ("tags", record["tags"]),
+            ("labels", _pairs(record["labels"])),
+            ("constraints", _pairs(record["constraints"])),
             ("isolation", record["isolation"]),
             ("size", pool_size(record)),
             ("idle slots kept", elastic.get("minimum_idle_slots")),
@@ -196,8 +213,13 @@ def show(name: str, as_json: bool) -> None:
             ("VMs", record["vms_by_state"] or "none"),
             ("slots", f"{record['busy_slots']} of {record['slots']} busy"),
             ("jobs", {s: n for s, n in record["jobs"].items() if n} or "none"),
+            ("CPU time used", format_duration(record["execution_time_s"] or None)),
             ("created", record["created_at"]),
+            ("changed", record["updated_at"]),
+            ("in this state since", record["state_changed_at"]),
             ("ended", record["ended_at"]),
+            ("deleted after", span_text(record["completion_ttl_s"])),
+            ("deleted for room", "yes" if record["auto_delete"] else None),
         ]
     )
 
@@ -276,6 +298,10 @@ def _offers(record: Mapping[str, Any]) -> list[str]:
         why = f" (not now: {refused[offer['name']]})" if offer["name"] in refused else ""
         told.append(f"{offer['name']}{price}{why}")
     return told
+
+
+def _pairs(mapping: Mapping[str, Any] | None) -> list[str]:
+    return [f"{key}={value}" for key, value in sorted((mapping or {}).items())]
 
 
 def _words(command: Sequence[str] | None) -> str | None:

@@ -45,10 +45,19 @@ class _Progress:
 
 @click.command("delete", cls=Command, short_help="Delete a closed pool.")
 @click.argument("name")
+@click.option("--purge-results", is_flag=True, help="With what is stored of its jobs' results.")
+@click.option("--purge-resources", is_flag=True, help="With the resources that are stored for it.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until nothing of it is left.")
 @click.option("--timeout", type=DURATION_OR_ZERO, help="Wait at most so long.")
 @click.pass_context
-def delete(ctx: click.Context, name: str, no_wait: bool, timeout: float | None) -> None:
+def delete(
+    ctx: click.Context,
+    name: str,
+    purge_results: bool,
+    purge_resources: bool,
+    no_wait: bool,
+    timeout: float | None,
+) -> None:
     """Delete a closed pool (or one never opened).
 
     Returns when its provider has confirmed that no machine of it is left. It goes on without you:
@@ -56,7 +65,7 @@ def delete(ctx: click.Context, name: str, no_wait: bool, timeout: float | None) 
     """
     with connect.open_client() as client:
         pool = client.pool(name)
-        pool.delete()
+        pool.delete(purge_resources, purge_results=purge_results)
         if no_wait:
             click.echo(f"pool {name} is being deleted")
             return

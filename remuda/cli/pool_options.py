@@ -14,6 +14,7 @@ from remuda.cli.types import (
     DURATION_OR_ZERO,
     ISOLATIONS,
     SIZE,
+    SPAN,
     Assignment,
     JsonValue,
 )
@@ -25,6 +26,9 @@ _LOCAL_PERIOD_S = 1.0
 _PERIOD_S = 90.0
 
 _FIELDS = {
+    "shortname": "shortname",
+    "completion_ttl": "completion_ttl",
+    "auto_delete": "auto_delete",
     "slots_per_vm": "slots_per_vm",
     "memory_per_vm": "memory_bytes_per_vm",
     "gpus_per_vm": "gpus_per_vm",
@@ -79,6 +83,10 @@ def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field: options[name] for name, field in _FIELDS.items() if options[name] is not None}
     if options["tag"]:
         fields["tags"] = list(options["tag"])
+    if options["label"]:
+        fields["labels"] = dict(options["label"])
+    if options["constraint"]:
+        fields["constraints"] = dict(options["constraint"])
     if options["tag_priority"]:
         fields["tag_priorities"] = _priorities(options["tag_priority"])
     if options["constant"]:
@@ -300,6 +308,32 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="How a VM restarts.  [default: its provider's way, or /sbin/reboot]",
     ),
     click.option("--tag", multiple=True, metavar="TAG", help="A word to find it by. Repeatable."),
+    click.option(
+        "--label",
+        type=Assignment(),
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="A key and a value to find it by. Repeatable.",
+    ),
+    click.option(
+        "--shortname", metavar="NAME", help="A DNS label of its own.  [default: its UUID]"
+    ),
+    click.option(
+        "--constraint",
+        type=JsonValue(),
+        multiple=True,
+        help="What its VMs must be: min_cores=8, ssd=true; see docs/requirements.md. Repeatable.",
+    ),
+    click.option(
+        "--completion-ttl",
+        type=SPAN,
+        help="It is deleted so long after its end: 2d, or d.hh:mm:ss.  [default: never]",
+    ),
+    click.option(
+        "--auto-delete/--no-auto-delete",
+        default=None,
+        help="Delete it, once closed, when its owner may have no more pools.",
+    ),
     click.option(
         "--setting",
         type=JsonValue(),

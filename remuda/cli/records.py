@@ -49,7 +49,9 @@ _JOB = {
 }
 _POOL = (
     "id",
+    "uuid",
     "name",
+    "shortname",
     "state",
     "owner",
     "provider",
@@ -57,6 +59,10 @@ _POOL = (
     "image",
     "isolation",
     "tags",
+    "labels",
+    "constraints",
+    "completion_ttl_s",
+    "auto_delete",
     "slots_per_vm",
     "memory_bytes_per_vm",
     "gpus_per_vm",
@@ -70,6 +76,7 @@ _POOL = (
     "sizing_group",
     "datacenter",
     "vms",
+    "running_vms",
     "slots",
     "busy_slots",
     "waiting_jobs",
@@ -106,7 +113,9 @@ _POOL = (
     "paused_until",
     "message",
     "created_at",
+    "updated_at",
     "state_changed_at",
+    "previous_state_changed_at",
     "ended_at",
 )
 _ELASTIC = {

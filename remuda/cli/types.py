@@ -97,6 +97,26 @@ class Duration(_ParamType):
         return seconds
 
 
+class Span(Duration):
+    """Seconds: a duration, or `d.hh:mm:ss`; 0: none."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number of seconds."""
+        if isinstance(value, str) and ":" in value:
+            from remuda.errors import BadInput
+            from remuda.timespan import span_of
+
+            try:
+                return span_of("it", value, most_s=MAX_DURATION_S) or 0.0
+            except BadInput:
+                self.fail(f"{_shown(value)} is not d.hh:mm:ss or hh:mm:ss", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class JobIds(_ParamType):
     """A job's id, or a range of them as `job submit` prints it: `101..200`."""
 
@@ -331,4 +351,5 @@ def _shown(value: object) -> str:
 SIZE = Size()
 DURATION = Duration()
 DURATION_OR_ZERO = Duration(zero=True)
+SPAN = Span(zero=True)
 JOB_IDS = JobIds()

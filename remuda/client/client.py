@@ -12,7 +12,6 @@ from remuda.client import (
     cancelling,
     completion,
     live,
-    pool_settings,
     submitting,
 )
 from remuda.client import parameters as parameter_rows
@@ -21,7 +20,8 @@ from remuda.client.context import Context
 from remuda.client.jobs import Job
 from remuda.client.machines import Machines
 from remuda.client.overview import Lookout
-from remuda.client.pools import Pool, Pools, create, pool_rows
+from remuda.client.pooling import Pooling
+from remuda.client.pools import Pool, Pools, pool_rows
 from remuda.config import Settings, load_settings
 from remuda.constraints import tags_of
 from remuda.errors import BadInput, Refused, UnknownArray
@@ -34,11 +34,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-    from remuda.offers import Offer
-    from remuda.retries import RetryPolicy
 
-
-class Client(Machines):
+class Client(Pooling, Machines):
     """Remuda from Python; thread-safe. As a context manager it closes its connections at the end.
 
     Without settings those of the environment hold; if no database is configured, the embedded
@@ -54,90 +51,6 @@ class Client(Machines):
         """
         self.settings = settings or load_settings()
         self._context = Context(self.settings, owner=owner, start=start)
-
-    # Pools
-
-    def create_pool(
-        self,
-        name: str,
-        *,
-        provider: str = "local",
-        backend: str | None = None,
-        image: str = "default",
-        slots_per_vm: int = 1,
-        memory_bytes_per_vm: int | None = None,
-        gpus_per_vm: int = 0,
-        instance_count: int = 1,
-        settings: Mapping[str, Any] | None = None,
-        tags: Sequence[str] = (),
-        isolation: str = "shared",
-        constants: Mapping[str, str] | None = None,
-        preparation: Sequence[str] | str | None = None,
-        preparation_timeout_s: float | None = None,
-        retry: RetryPolicy | Mapping[str, Any] | None = None,
-        heartbeat_s: float | None = None,
-        stalling_interval_s: float | None = None,
-        offers: Sequence[Offer | Mapping[str, Any]] = (),
-        installed_elsewhere: bool = False,
-        **more: Any,
-    ) -> Pool:
-        """Make a pool, UNSUBMITTED: it takes jobs, and makes VMs once it is submitted.
-
-        `constants`: environment of all its jobs. `preparation`: a command each VM runs before it
-        takes jobs. `retry`: the policy of jobs that bring none. `isolation`: see
-        docs/requirements.md. `instance_count` VMs are kept unless `setup_elastic` is called. A VM
-        silent for `stalling_interval_s` (None: six heartbeats) is replaced and its jobs run again.
-        `offers`: what VMs may be made from, tried in order, see docs/providers.md. `more`: any other
-        setting of docs/cli.md, such as launch_timeout_s, launch_retries, max_starting (VMs) and
-        spawn_interval_s.
-        `installed_elsewhere`: take a provider or backend whose package only the workers have.
-        Raises BadInput, AlreadyExists.
-        """
-        if heartbeat_s is not None and stalling_interval_s is None:
-            stalling_interval_s = (
-                6 * pool_settings.checked({"heartbeat_s": heartbeat_s})["heartbeat_s"]
-            )
-        given = {
-            "slots_per_vm": slots_per_vm,
-            "memory_bytes_per_vm": memory_bytes_per_vm,
-            "gpus_per_vm": gpus_per_vm,
-            "instance_count": instance_count,
-            "settings": dict(settings) if settings else {},
-            "tags": list(tags) if not isinstance(tags, str) else tags,
-            "isolation": isolation,
-            "constants": constants,
-            "preparation": preparation,
-            "preparation_timeout_s": preparation_timeout_s,
-            "retry": retry,
-            "heartbeat_s": heartbeat_s,
-            "stalling_interval_s": stalling_interval_s,
-            "offers": offers or None,
-            **more,
-        }
-        return create(
-            self._context,
-            name,
-            provider=provider,
-            backend=backend,
-            image=image,
-            installed_elsewhere=installed_elsewhere,
-            fields=pool_settings.checked({k: v for k, v in given.items() if v is not None}),
-        )
-
-    def pool(self, name: str) -> Pool:
-        """Return the pool of that name (if it was closed and made anew, the open one).
-
-        Raises UnknownPool.
-        """
-        pool_id = self._pool_row(name)["id"]
-        return Pool(self._context, self._context.read(lambda c: query.pools(c, ids=[pool_id]))[0])
-
-    def pools(self, *, all: bool = False) -> list[Pool]:
-        """Return the pools by name; closed ones too if `all`."""
-        found = self._context.read(lambda c: query.pools(c, ended=all))
-        return [Pool(self._context, row) for row in found]
-
-    # Jobs
 
     def submit(
         self,

@@ -23,6 +23,7 @@ class OwnerChanges(TypedDict, total=False):
     weight: float
     group: str | None
     max_vms: int | None
+    max_pools: int | None
     max_slots: int | None
     max_queued: int | None
 
@@ -49,7 +50,8 @@ class Owning:
         `weight`: its part where several owners' jobs wait, against theirs. `group`: the owner whose
         weight and quotas it shares with the other members. `max_slots`: slots its jobs may have,
         `max_queued`: jobs that may wait; both of that `pool`, else in all together. `max_vms`: VMs
-        that may serve it before it gets no more by leases. What it has at the time stays.
+        that may serve it before it gets no more by leases. `max_pools`: pools it may have before it
+        can make no more; they count until they are deleted. What it has at the time stays.
         Raises BadInput, UnknownPool, Refused (of groups of groups).
         """
         owner = text_of("owner", name, least=1, most=200)
@@ -73,7 +75,13 @@ def _checked(changes: Mapping[str, Any], *, in_pool: bool) -> dict[str, Any]:
         checked["weight"] = _weight(checked["weight"])
     if checked.get("group") is not None:
         checked["group"] = text_of("group", checked["group"], least=1, most=200)
-    for limit, most in (("max_vms", 100_000), ("max_slots", MAX_SLOTS), ("max_queued", MAX_SLOTS)):
+    limits = {
+        "max_vms": 100_000,
+        "max_pools": 100_000,
+        "max_slots": MAX_SLOTS,
+        "max_queued": MAX_SLOTS,
+    }
+    for limit, most in limits.items():
         if checked.get(limit) is not None:
             checked[limit] = whole(limit, checked[limit], least=0, most=most)
     return checked

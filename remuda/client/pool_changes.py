@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from remuda.checks import whole
 from remuda.client import footprint, pool_settings, simulating
+from remuda.client.pool_attributes import PoolAttributes
 from remuda.errors import DatabaseUnavailable, WaitTimeout
-from remuda.models import ledger, requests, retiring, sizing_decisions
+from remuda.models import ledger, pool_deletion, retiring, sizing_decisions
 from remuda.models.database import WAKE_CHANNEL, Listener
 
 if TYPE_CHECKING:
     from remuda.carbon import CarbonFacts
-    from remuda.client.context import Context
     from remuda.policies import Policy
     from remuda.traces import Trace
 
@@ -23,13 +23,10 @@ _POLL_S = 1.0
 _ENDED = ("CLOSED", "PENDING_DELETE")
 
 
-class PoolChanges:
+class PoolChanges(PoolAttributes):
     """The part of `remuda.client.Pool` that waits."""
 
-    id: int
-    name: str
-    _context: Context
-    _read_at: float
+    __slots__ = ()
 
     @property
     def state(self) -> str:
@@ -141,9 +138,17 @@ class PoolChanges:
             if listener is not None:
                 listener.close()
 
-    def delete(self) -> None:
-        """Have it removed; raises Refused while it is open. Returns at once: see `wait_deleted`."""
-        self._context.commit(lambda c: requests.delete_pool(c, self.id))
+    def delete(self, purge_resources: bool = False, *, purge_results: bool = False) -> None:
+        """Have it removed; raises Refused while it is open. Returns at once: see `wait_deleted`.
+
+        `purge_resources`: with the resources that are stored for it; `purge_results`: with what
+        is stored of its jobs' results. A second call may ask for more to go with it.
+        """
+        self._context.commit(
+            lambda c: pool_deletion.delete_pool(
+                c, self.id, purge_results=purge_results, purge_resources=purge_resources
+            )
+        )
         self._read_at = 0.0
 
     def wait_deleted(

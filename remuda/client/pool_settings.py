@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from remuda.checks import seconds, shown, text_of, whole
-from remuda.constraints import architecture_of, tags_of
+from remuda.constraints import architecture_of, constraints_of, tags_of
 from remuda.errors import BadInput
 from remuda.kinds import BACKENDS, PROVIDERS, find_kind
 from remuda.models.pool_life import SETTABLE
@@ -17,6 +17,7 @@ from remuda.offers import offer_row, offers_of
 from remuda.policy_rows import policies_of, policy_row
 from remuda.retries import retry_of, retry_row
 from remuda.spec import MAX_GPUS, MAX_MEMORY_BYTES, JobSpec
+from remuda.timespan import span_of
 
 MAX_SLOTS = 1_000_000
 MAX_JOBS = 1_000_000_000
@@ -25,9 +26,14 @@ NO_BOUNDS = {  # of a pool that is told nothing of them
     "elastic_maximum_slots": 1,
     "elastic_minimum_idle_slots": 0,
 }
+MAX_LABELS = 100
 _YEAR_S = 31_536_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _KIND = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# Settings that are given with a unit of their own, and where they are kept, in seconds.
+_COLUMNS = {"completion_ttl": "completion_ttl_s"}
 
 
 def pool_name(name: Any) -> str:
@@ -99,13 +105,46 @@ def elastic(
 
 def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of a pool with every value checked; raises BadInput naming the wrong one."""
-    unknown = sorted(set(fields) - SETTABLE)
+    unknown = sorted(set(fields) - SETTABLE - set(_COLUMNS))
     if unknown:
         raise BadInput(
             f"a pool has no setting {', '.join(unknown)[:200]}",
             hint=f"settings: {', '.join(sorted(SETTABLE))}",
         )
-    return {name: _CHECKS[name](name, value) for name, value in fields.items()}
+    return {
+        _COLUMNS.get(name, name): _CHECKS[_COLUMNS.get(name, name)](name, value)
+        for name, value in fields.items()
+    }
+
+
+def labels_of(what: str, value: Any) -> dict[str, str]:
+    """Return labels, keys and values of text; raises BadInput."""
+    if not isinstance(value, Mapping):
+        raise BadInput(f"{what} must be a mapping of text to text, not {shown(value)}")
+    if len(value) > MAX_LABELS:
+        raise BadInput(f"{what} has {len(value)} keys, at most {MAX_LABELS} are possible")
+    return {
+        text_of(f"a key of {what}", key, least=1, most=200): text_of(f"{what}[{shown(key)}]", text)
+        for key, text in value.items()
+    }
+
+
+def _shortname(what: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _DNS_LABEL.fullmatch(value) or _UUID.fullmatch(value):
+        raise BadInput(
+            f"{what} {shown(value)} is no DNS label",
+            hint="1 to 63 small letters, digits and dashes, no dash first or last, and no UUID",
+        )
+    return value
+
+
+def _constraints(what: str, value: Any) -> dict[str, Any]:
+    try:
+        return constraints_of({} if value is None else value)
+    except BadInput as error:
+        raise BadInput(f"{what}: {error.message}", hint=error.hint) from None
 
 
 def _period(what: str, value: Any) -> float:
@@ -190,7 +229,10 @@ def _words(what: str, value: Any) -> list[str]:
     words = list(value) if isinstance(value, (list, tuple, set, frozenset)) else None
     if words is None or not all(isinstance(word, str) for word in words):
         raise BadInput(f"{what} must be a list of words, not {shown(value)}")
-    return list(_plain(what, words))
+    try:
+        return list(tags_of(words))
+    except BadInput as error:
+        raise BadInput(f"{what}: {error.message}") from None
 
 
 def _priorities(what: str, value: Any) -> dict[str, int]:
@@ -219,6 +261,12 @@ def _plain(what: str, value: Any) -> Any:
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "name": lambda _, v: pool_name(v),
+    "shortname": _shortname,
+    "labels": labels_of,
+    "constraints": _constraints,
+    "completion_ttl_s": lambda what, v: span_of(what, v, most_s=10 * _YEAR_S),
+    "auto_delete": _flag,
     "settings": plain_mapping,
     "tags": _words,
     "isolation": _isolation,

@@ -31,22 +31,26 @@ if TYPE_CHECKING:
     from remuda.client.context import Context
 
 DEFAULT_POOL = "default"
-_POLL_S = 1.0
-_ENDED = ("CLOSED", "PENDING_DELETE")
 # Of providers that are not called like theirs.
 _BACKENDS = {"command": "ssh", "ec2": "ssh", "libvirt": "ssh", "openstack": "ssh", "static": "ssh"}
 
 
 class Pool(PoolChanges):
-    """One pool; what it tells is read anew when it is older than `update_cache_time` seconds."""
+    """One pool; what it tells is read anew when it is older than `update_cache_time` seconds.
+
+    What is set on it (`pool.tags = [...]`) is kept here until `commit` or `submit`.
+    """
+
+    __slots__ = ()
 
     def __init__(self, context: Context, row: Mapping[str, Any]) -> None:
         """`row`: one of `remuda.models.query.pools`."""
-        self.id: int = row["id"]
-        self.name: str = row["name"]
+        self.id = row["id"]
+        self.auto_update = True  # False: what it tells is read anew only by `update`
         self.update_cache_time = 5.0
         self._context = context
         self._row = row
+        self._edits = {}
         self._read_at = time.monotonic()
 
     @property
@@ -65,59 +69,14 @@ class Pool(PoolChanges):
         return str(self._row["provider"])
 
     @property
-    def slots_per_vm(self) -> int:
-        """How many slots each VM has."""
-        return int(self._get("slots_per_vm"))
-
-    @property
-    def memory_bytes_per_vm(self) -> int | None:
-        """How much memory the jobs on a VM may ask for together; None: all it has."""
-        return self._get("memory_bytes_per_vm")  # type: ignore[no-any-return]
-
-    @property
-    def gpus_per_vm(self) -> int:
-        """How many GPUs each VM has."""
-        return int(self._get("gpus_per_vm"))
-
-    @property
-    def isolation(self) -> str:
-        """Who may share a VM: shared, owner, sandbox or single_use."""
-        return str(self._get("isolation"))
-
-    @property
-    def constants(self) -> dict[str, str]:
-        """The environment of all its jobs."""
-        return dict(self._get("constants"))
-
-    @property
-    def is_elastic(self) -> bool:
-        """Whether its size follows the demand."""
-        return bool(self._get("is_elastic"))
-
-    @property
-    def instance_count(self) -> int:
-        """How many VMs it has when it is not elastic."""
-        return int(self._get("instance_count"))
-
-    @property
-    def tags(self) -> list[str]:
-        """Words to find it by."""
-        return list(self._get("tags"))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What its provider was told."""
-        return dict(self._get("settings"))
-
-    @property
-    def offers(self) -> list[dict[str, Any]]:
-        """What its VMs may be made from, in order; none: the pool itself is its only offer."""
-        return list(self._get("offers"))
-
-    @property
     def message(self) -> str | None:
         """What went wrong last, if launches fail."""
         return self._get("message")  # type: ignore[no-any-return]
+
+    @property
+    def errors(self) -> list[str]:
+        """What is wrong with it now: launches that fail, a loss that froze it, VMs in trouble."""
+        return self._context.read(lambda c: query.pool_errors(c, self.id))
 
     @property
     def created_at(self) -> datetime:
@@ -125,19 +84,44 @@ class Pool(PoolChanges):
         return self._row["created_at"]  # type: ignore[no-any-return]
 
     @property
+    def updated_at(self) -> datetime:
+        """When it was last changed."""
+        return self._get("updated_at")  # type: ignore[no-any-return]
+
+    @property
+    def state_changed_at(self) -> datetime:
+        """When it came into its state."""
+        return self._get("state_changed_at")  # type: ignore[no-any-return]
+
+    @property
+    def previous_state_changed_at(self) -> datetime | None:
+        """When it came into the state before; None: this is its first."""
+        return self._get("previous_state_changed_at")  # type: ignore[no-any-return]
+
+    @property
     def ended_at(self) -> datetime | None:
         """When it was closed."""
         return self._get("ended_at")  # type: ignore[no-any-return]
 
     @property
+    def execution_time_s(self) -> float:
+        """CPU seconds, of all processes, that jobs have used on its VMs so far."""
+        return self._context.read(lambda c: query.pool_cpu_s(c, self.id))
+
+    @property
     def running_core_count(self) -> int:
-        """How many slots its jobs use now."""
+        """How many slots its running VMs have."""
+        return int(self._get("slots"))
+
+    @property
+    def busy_core_count(self) -> int:
+        """How many of them its jobs use now."""
         return int(self._get("busy_slots"))
 
     @property
     def running_instance_count(self) -> int:
-        """How many VMs it has, from the wish to have one to its confirmed end."""
-        return int(self._get("vms"))
+        """How many of its VMs are RUNNING."""
+        return int(self._get("running_vms"))
 
     @property
     def queued_or_running_task_instances_count(self) -> int:
@@ -150,10 +134,13 @@ class Pool(PoolChanges):
         return dict(self._row)
 
     def update(self) -> Pool:
-        """Read it anew and return itself; raises UnknownPool when it was removed."""
+        """Read it anew and return itself; raises UnknownPool when it was removed.
+
+        What was set here and not yet committed stays set.
+        """
         found = self._context.read(lambda c: query.pools(c, ids=[self.id]))
         if not found:
-            raise UnknownPool(f"pool {self.name} was removed")
+            raise UnknownPool(f"pool {self._row['name']} was removed")
         self._row, self._read_at = found[0], time.monotonic()
         return self
 
@@ -183,17 +170,33 @@ class Pool(PoolChanges):
         self._change(fields)
 
     def set(self, **fields: Any) -> None:
-        """Change settings, all or none; raises BadInput for wrong ones, Refused for late ones."""
-        checked = pool_settings.checked(fields)
-        pool_settings.check_bounds(checked, self.update().info())
-        if "settings" in checked or "offers" in checked:
-            settings = checked.get("settings", self.settings)
-            _check_offers(self.provider, settings, checked.get("offers", self.offers))
-        self._change(checked)
+        """Change settings at once, all or none; raises BadInput, SetTooLate, Refused."""
+        self._change(self._checked(pool_settings.checked(fields)))
+
+    def commit(self) -> None:
+        """Change what was set on this handle, all or none.
+
+        Raises as `set` does; then all that was set is still set here, see `discard`.
+        """
+        self._change(self._checked(self._edits))
+
+    def discard(self) -> None:
+        """Forget what was set on this handle since the last `commit`."""
+        self._edits.clear()
 
     def submit(self) -> Pool:
-        """Open it for work; VMs come as they are needed. Raises Refused when it has ended."""
-        self._context.commit(lambda c: pool_life.submit_pool(c, self.id))
+        """Open it for work, with all that was set on this handle; VMs come as they are needed.
+
+        Raises Refused when it has ended, and what `commit` does.
+        """
+        edits = self._checked(self._edits)
+
+        def work(connection: Connection) -> None:
+            pool_life.change_pool(connection, self.id, edits)
+            pool_life.submit_pool(connection, self.id)
+
+        self._context.commit(work)
+        self._edits.clear()
         return self.update()
 
     def resume(self) -> None:
@@ -216,18 +219,28 @@ class Pool(PoolChanges):
     def _change(self, fields: Mapping[str, Any]) -> None:
         if fields:
             self._context.commit(lambda c: pool_life.change_pool(c, self.id, fields))
+            for column in list(fields):
+                self._edits.pop(column, None)
             self.update()
+
+    def _checked(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields if they go together, and with what there is; raises BadInput."""
+        pool_settings.check_bounds(fields, self.update().info())
+        if "settings" in fields or "offers" in fields:
+            settings = fields.get("settings", self.settings)
+            _check_offers(self.provider, settings, fields.get("offers", self.offers))
+        return dict(fields)
 
     def _get(self, column: str) -> Any:
         self._refresh_if_old()
         return self._row[column]
 
     def _refresh_if_old(self) -> None:
-        if time.monotonic() - self._read_at > self.update_cache_time:
+        if self.auto_update and time.monotonic() - self._read_at > self.update_cache_time:
             self.update()
 
     def __repr__(self) -> str:
-        return f"<Pool {self.name!r} {self._row['state']}>"
+        return f"<Pool {self._row['name']!r} {self._row['state']}>"
 
 
 Pools: TypeAlias = Pool | str | Sequence[Pool | str]  # several: in order of preference

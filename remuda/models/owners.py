@@ -21,7 +21,7 @@ def change(
     Raises Refused when a group would be in a group.
     """
     owner = owner_id(connection, name)
-    for column in changes.keys() & {"weight", "max_vms"}:
+    for column in changes.keys() & {"weight", "max_vms", "max_pools"}:
         connection.execute(
             text(f"UPDATE owners SET {column} = :value WHERE id = :id"),
             {"value": changes[column], "id": owner},
@@ -66,7 +66,9 @@ def _join(connection: Connection, owner: int, name: str, group: str | None) -> N
 
 
 _LISTING = """
-    SELECT o.id, o.name, o.weight, g.name AS "group", o.max_vms,
+    SELECT o.id, o.name, o.weight, g.name AS "group", o.max_vms, o.max_pools,
+           (SELECT count(*) FROM pools p WHERE p.owner_id = o.id
+              AND p.state <> 'PENDING_DELETE')::int AS pools,
            (SELECT count(*) FROM owners m WHERE m.group_id = o.id)::int AS members,
            coalesce((SELECT sum(c.count) FROM remuda_vms_of(ARRAY[o.id]) c), 0)::int AS vms,
            (SELECT count(*) FROM leases l WHERE l.owner_id = o.id AND l.released_at IS NULL

@@ -9,14 +9,28 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from remuda.errors import AlreadyExists, BadInput, Refused, UnknownPool
+from remuda.errors import (
+    AlreadyExists,
+    BadInput,
+    Refused,
+    RemudaError,
+    SetTooLate,
+    UnknownPool,
+)
 from remuda.models.base import sql_list
 from remuda.models.cancel import request_cancel
 from remuda.models.database import first_line, rows
+from remuda.models.pool_deletion import make_room
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.submit import owner_id
 
 SETTABLE = {
+    "name",
+    "shortname",
+    "labels",
+    "constraints",
+    "completion_ttl_s",
+    "auto_delete",
     "settings",
     "tags",
     "isolation",
@@ -64,6 +78,11 @@ SETTABLE = {
     "reuse_max_s",
 }
 UNTIL_SUBMITTED = {
+    "name",
+    "shortname",
+    "constraints",
+    "completion_ttl_s",
+    "auto_delete",
     "architecture",
     "settings",
     "isolation",
@@ -79,14 +98,18 @@ _NOT_ENDED = "state NOT IN ('CLOSED', 'PENDING_DELETE')"
 def find_pool(connection: Connection, name: str, *, lock: bool = False) -> Mapping[str, Any]:
     """Return the row of the pool called `name`: the open one, else the latest closed.
 
-    Raises UnknownPool, with the names there are.
+    If none is called so, that of this shortname or UUID. Raises UnknownPool, with the names there are.
     """
-    found = rows(
-        connection,
-        f"""SELECT * FROM pools WHERE name = :name AND state <> 'PENDING_DELETE'
-            ORDER BY ({_NOT_ENDED}) DESC, id DESC LIMIT 1 {"FOR NO KEY UPDATE" if lock else ""}""",
-        name=name,
-    )
+    for called in ("name = :name", "(shortname = :name OR uuid::text = :name)"):
+        found = rows(
+            connection,
+            f"""SELECT * FROM pools WHERE {called} AND state <> 'PENDING_DELETE'
+                ORDER BY ({_NOT_ENDED}) DESC, id DESC LIMIT 1
+                {"FOR NO KEY UPDATE" if lock else ""}""",
+            name=name,
+        )
+        if found:
+            break
     if not found:
         there = rows(
             connection, f"SELECT name FROM pools WHERE {_NOT_ENDED} ORDER BY name LIMIT 20"
@@ -127,11 +150,16 @@ def insert_pool(
     image: str = "default",
     fields: Mapping[str, Any],
 ) -> int:
-    """Insert a pool in UNSUBMITTED and return its id; raises AlreadyExists for a taken name."""
+    """Insert a pool in UNSUBMITTED and return its id.
+
+    Raises AlreadyExists for a taken name, PoolLimitReached if the owner may have no more.
+    """
     _check_fields(fields)
+    paying = owner_id(connection, owner)
+    make_room(connection, paying)
     columns = {
         "name": name,
-        "owner_id": owner_id(connection, owner),
+        "owner_id": paying,
         "image_id": image_id(connection, provider, image),
         "provider": provider,
         "backend": backend,
@@ -146,34 +174,30 @@ def insert_pool(
                 _bound(columns),
             )
     except (IntegrityError, DataError) as error:
-        if _constraint(error) == "uq_pools_name_open":
-            raise AlreadyExists(
-                f"there is already a pool {name!r}",
-                hint=f"choose another name, or `remuda pool close {name}` first",
-            ) from None
-        raise _bad_input(error) from None
+        raise _wrong(error, columns) from None
     return int(made)
 
 
 def change_pool(connection: Connection, pool_id: int, fields: Mapping[str, Any]) -> None:
     """Set columns of a pool that has not ended.
 
-    Raises BadInput for unknown ones, Refused when one is settable only before `submit`.
+    Raises BadInput for unknown ones, SetTooLate when one is settable only before `submit`,
+    Refused when it has ended, AlreadyExists for a taken name.
     """
     _check_fields(fields)
-    found = rows(
-        connection, "SELECT name, state FROM pools WHERE id = :id FOR NO KEY UPDATE", id=pool_id
-    )
+    found = rows(connection, "SELECT * FROM pools WHERE id = :id FOR NO KEY UPDATE", id=pool_id)
     if not found:
         raise UnknownPool(f"there is no pool with id {pool_id}")
     if not fields:
         return
     state = found[0]["state"]
     late = sorted(UNTIL_SUBMITTED & set(fields)) if state != PoolState.UNSUBMITTED else []
-    if late or state in (PoolState.CLOSING, PoolState.CLOSED, PoolState.PENDING_DELETE):
+    if late:
+        raise too_late(found[0]["name"], state, late)
+    if state in (PoolState.CLOSING, PoolState.CLOSED, PoolState.PENDING_DELETE):
         raise Refused(
-            f"pool {found[0]['name']} is {state}: cannot set {', '.join(late or sorted(fields))}",
-            hint="these can be set until the pool is submitted" if late else "the pool has ended",
+            f"pool {found[0]['name']} is {state}: cannot set {', '.join(sorted(fields))}",
+            hint="the pool has ended",
         )
     assignments = ", ".join(f"{column} = {_value(column, v)}" for column, v in fields.items())
     if "policies" in fields:  # which of them rules is found with the next sweep
@@ -187,7 +211,15 @@ def change_pool(connection: Connection, pool_id: int, fields: Mapping[str, Any])
                 {**_bound(fields), "id": pool_id},
             )
     except (IntegrityError, DataError) as error:
-        raise _bad_input(error) from None
+        raise _wrong(error, fields) from None
+
+
+def too_late(name: str, state: str, columns: Sequence[str]) -> SetTooLate:
+    """Return the error of who sets what cannot be set any more."""
+    return SetTooLate(
+        f"pool {name} is {state}: cannot set {', '.join(columns)}",
+        hint="these can be set until the pool is submitted",
+    )
 
 
 def write_info(connection: Connection, pool_id: int, pairs: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,8 +334,16 @@ def _constraint(error: DBAPIError) -> str:
     return getattr(getattr(error.orig, "diag", None), "constraint_name", "") or ""
 
 
-def _bad_input(error: DBAPIError) -> BadInput:
+def _wrong(error: DBAPIError, columns: Mapping[str, Any]) -> RemudaError:
     constraint = _constraint(error)
+    if constraint == "uq_pools_name_open":
+        name = columns["name"]
+        return AlreadyExists(
+            f"there is already a pool {name!r}",
+            hint=f"choose another name, or `remuda pool close {name}` first",
+        )
+    if constraint == "uq_pools_shortname_open":
+        return AlreadyExists(f"shortname {columns['shortname']!r} is taken by another pool")
     return BadInput(
         f"the pool would break the rule {constraint}" if constraint else first_line(error.orig)
     )
@@ -327,5 +367,6 @@ __all__: Sequence[str] = [
     "insert_pool",
     "leave_pool",
     "submit_pool",
+    "too_late",
     "write_info",
 ]

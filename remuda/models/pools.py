@@ -20,6 +20,7 @@ class Owner(Base):
         # Upper bounds also keep out NaN and infinity.
         CheckConstraint("weight > 0 AND weight <= 1000000", name="weight"),
         CheckConstraint("max_vms >= 0", name="max_vms"),
+        CheckConstraint("max_pools >= 0", name="max_pools"),
         CheckConstraint("group_id <> id", name="group_id"),
         Index("ix_owners_group_id", "group_id", postgresql_where=text("group_id IS NOT NULL")),
     )
@@ -32,6 +33,7 @@ class Owner(Base):
     # How many VMs may serve it at once before it gets no more by leases; None: any number.
     max_vms: Mapped[int | None]
     budget_stop: Mapped[str | None] = mapped_column(Text)  # why nothing of theirs is placed
+    max_pools: Mapped[int | None]  # how many it may have that are not deleted; None: any number
     # The owner whose weight and quotas it shares with the group's other members.
     group_id: Mapped[BigInt | None] = mapped_column(ForeignKey("owners.id"))
 
@@ -163,10 +165,24 @@ class Pool(Base):
             " AND (reuse_max_s IS NULL OR reuse_max_s BETWEEN 0 AND 31536000)",
             name="reuse",
         ),
+        CheckConstraint("shortname ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'", name="shortname"),
+        CheckConstraint(
+            "completion_ttl_s > 0 AND completion_ttl_s <= 315360000", name="completion_ttl_s"
+        ),
+        CheckConstraint(
+            "purged_at IS NULL OR deleted_at IS NOT NULL AND (purge_results OR purge_resources)",
+            name="purged",
+        ),
         # A closed pool's name can be used again; its row stays for its jobs.
         Index(
             "uq_pools_name_open",
             "name",
+            unique=True,
+            postgresql_where=text("state NOT IN ('CLOSED', 'PENDING_DELETE')"),
+        ),
+        Index(
+            "uq_pools_shortname_open",
+            "shortname",
             unique=True,
             postgresql_where=text("state NOT IN ('CLOSED', 'PENDING_DELETE')"),
         ),
@@ -265,6 +281,15 @@ class Pool(Base):
     reuse_max_count: Mapped[int | None]
     reuse_max_s: Mapped[float | None]
     info: Mapped[Json] = mapped_column(server_default="{}")  # its users' own keys and values
+    labels: Mapped[Json] = mapped_column(server_default="{}")  # keys and values to find it by
+    shortname: Mapped[str | None] = mapped_column(Text)  # a DNS label; None: its UUID
+    constraints: Mapped[Json] = mapped_column(server_default="{}")  # that its VMs must meet
+    completion_ttl_s: Mapped[float | None]  # deleted so long after its end; None: it stays
+    auto_delete: Mapped[bool] = mapped_column(server_default="false")  # once closed, for room
+    # What goes with it when it is deleted, and when that was done.
+    purge_results: Mapped[bool] = mapped_column(server_default="false")
+    purge_resources: Mapped[bool] = mapped_column(server_default="false")
+    purged_at: Mapped[Timestamp | None]
 
 
 class OfferRefusal(Base):

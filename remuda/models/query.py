@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from remuda.errors import BadInput, InstanceNotFound, UnknownJob, UnknownPool
 from remuda.models.database import rows
@@ -64,6 +64,7 @@ _POOL = """
                      'expires_at', r.expires_at) ORDER BY r.refused_at, r.offer), '[]')
             FROM offer_refusals r WHERE r.pool_id = p.id AND r.expires_at > now()) AS refusals,
            (SELECT count(*) FROM vms WHERE pool_id = p.id AND state <> 'HALTED')::int AS vms,
+           (SELECT count(*) FROM vms WHERE pool_id = p.id AND state = 'RUNNING')::int AS running_vms,
            (SELECT coalesce(sum(slots), 0) FROM vms
             WHERE pool_id = p.id AND state = 'RUNNING')::int AS slots,
            (SELECT coalesce(sum(a.cores), 0) FROM attempts a JOIN vms v ON v.id = a.vm_id
@@ -243,13 +244,56 @@ def reasons(
 
 
 def pools(
-    connection: Connection, *, ids: Sequence[int] | None = None, ended: bool = False
+    connection: Connection,
+    *,
+    ids: Sequence[int] | None = None,
+    ended: bool = False,
+    tags: Sequence[str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Sequence[Mapping[str, Any]]:
-    """Return pools by name with their VMs, slots and jobs; ended ones too if `ended`."""
-    where, values = _where({"p.id = ANY(:ids)": list(ids) if ids is not None else None})
-    if not ended and ids is None:
-        where = "WHERE p.state NOT IN ('CLOSED', 'PENDING_DELETE')"
+    """Return pools by name with their VMs, slots and jobs; ended ones too if `ended`.
+
+    `tags`, `labels`: those that have all of them.
+    """
+    where, values = _where(
+        {
+            "p.id = ANY(:ids)": list(ids) if ids is not None else None,
+            "p.state <> ALL(:over)": None
+            if ended or ids is not None
+            else ["CLOSED", "PENDING_DELETE"],
+            "p.tags @> CAST(:tags AS jsonb)": json.dumps(list(tags)) if tags else None,
+            "p.labels @> CAST(:labels AS jsonb)": json.dumps(dict(labels)) if labels else None,
+        }
+    )
     return rows(connection, f"{_POOL} {where} ORDER BY p.name, p.id", **values)
+
+
+def pool_errors(connection: Connection, pool_id: int, *, limit: int = 100) -> list[str]:
+    """Return what is wrong with a pool now, and with its VMs that are there, the latest first."""
+    found = rows(
+        connection,
+        """SELECT said FROM (
+             SELECT 0 AS of_vm, id, message AS said FROM pools WHERE id = :pool
+             UNION ALL SELECT 1, id, frozen_reason FROM pools WHERE id = :pool
+             UNION ALL SELECT 2, id, 'VM ' || name || ': ' || coalesce(error, check_error)
+               FROM vms WHERE pool_id = :pool AND state <> 'HALTED') AS told
+           WHERE said IS NOT NULL ORDER BY of_vm, id DESC LIMIT :limit""",
+        pool=pool_id,
+        limit=limit,
+    )
+    return [row["said"] for row in found]
+
+
+def pool_cpu_s(connection: Connection, pool_id: int) -> float:
+    """Return the CPU seconds that attempts on a pool's VMs have used."""
+    found = connection.scalar(
+        text(
+            """SELECT coalesce(sum(coalesce(a.user_s, 0) + coalesce(a.system_s, 0)), 0)
+               FROM attempts a JOIN vms v ON v.id = a.vm_id WHERE v.pool_id = :pool"""
+        ),
+        {"pool": pool_id},
+    )
+    return float(found)
 
 
 def pool_row(connection: Connection, pool_id: int) -> Mapping[str, Any]:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from remuda.errors import IllegalTransition, InstanceNotFound, Refused
+from remuda.errors import IllegalTransition, InstanceNotFound
 from remuda.models.database import rows
-from remuda.models.states import PoolState, VmState
+from remuda.models.states import VmState
 from remuda.models.vm_life import close_idle, lock_vms, move_vm
 
 _AGAIN = text("""
@@ -44,32 +44,6 @@ def follow_job(connection: Connection, job_id: int) -> None:
         ),
         {"id": job_id},
     )
-
-
-def delete_pool(connection: Connection, pool_id: int) -> None:
-    """Have an ended (or never submitted) pool removed; raises Refused while it lives.
-
-    It has `deleted_at` when its provider has confirmed that nothing of it is left.
-    """
-    found = connection.execute(
-        text(
-            """UPDATE pools SET state = 'PENDING_DELETE', ended_at = coalesce(ended_at, now()),
-                 deleted_at = CASE WHEN state = 'UNSUBMITTED' THEN now() END,
-                 reconcile_began_at = NULL,
-                 previous_state_changed_at = state_changed_at, state_changed_at = now(),
-                 updated_at = clock_timestamp()
-               WHERE id = :id AND (state = 'CLOSED' OR state = 'UNSUBMITTED' AND NOT EXISTS (
-                 SELECT FROM jobs WHERE pool_id = :id AND state <> 'TERMINATED'))"""
-        ),
-        {"id": pool_id},
-    )
-    if found.rowcount:
-        connection.execute(text("SELECT pg_notify('remuda_wake', 'ledger')"))
-        return
-    state = connection.scalar(text("SELECT state FROM pools WHERE id = :id"), {"id": pool_id})
-    if state is not None and state != PoolState.PENDING_DELETE:
-        has = " with jobs that have not ended" if state == PoolState.UNSUBMITTED else ""
-        raise Refused(f"the pool is {state}{has} and cannot be deleted", hint="close it first")
 
 
 def drain_vm(connection: Connection, vm_id: int) -> None:

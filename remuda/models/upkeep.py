@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 from remuda.models import sizing_decisions
 from remuda.models.cancel import cancel_stranded
 from remuda.models.database import rows
+from remuda.models.pool_deletion import delete_expired
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,10 @@ def expire(
     event_retention_s: float,
     decision_retention_s: float = 30 * 86400.0,
 ) -> None:
-    """End what is over: jobs that came as their pool ended, calls, old history."""
+    """End what is over: jobs that came as their pool ended, pools past their time, calls, history."""
     cancel_stranded(connection)
     sizing_decisions.expire(connection, retention_s=decision_retention_s)
+    delete_expired(connection)
     connection.execute(text("DELETE FROM calls WHERE expires_at < now() - interval '10 seconds'"))
     connection.execute(
         text(

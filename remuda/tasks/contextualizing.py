@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from remuda.constraints import architecture_of
+from remuda.constraints import architecture_of, hardware_of, unmet
 from remuda.errors import NoResources, PreparationFailed, VmUnreachable
 from remuda.models import images, launches, vm_life, watches
 from remuda.models import machines as models
@@ -170,9 +170,20 @@ def _compare(
             architecture=str(measured["architecture"]),
         ),
     )
+    if wrong is None:
+        wrong = _unmet(row, measured)
     if wrong is not None:
         runtime.transact(lambda c: models.set_facts(c, row["id"], measured["facts"]))
         raise NotAsPromised(f"VM {row['name']} is less than was promised: {wrong}")
+
+
+def _unmet(row: Mapping[str, Any], measured: Mapping[str, Any]) -> str | None:
+    """Return which of its pool's hardware constraints the machine does not meet."""
+    if not row["constraints"]:
+        return None
+    hardware = hardware_of({"slots": row["slots"], "memory_bytes": None, **measured})
+    lacks = unmet(hardware, architecture=None, constraints=row["constraints"])
+    return "; ".join(lack.replace("it asks", "its pool asks", 1) for lack in lacks) or None
 
 
 def configure(channel: Channel, hello: Mapping[str, Any], row: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from remuda.tasks import (
     messages,
     names,
     placing,
+    purging,
     retiring,
     sizing,
 )
@@ -118,6 +119,13 @@ def watch_budgets() -> str | None:
     """Compare what was spent with the budgets."""
     changed = budgeting.watch_budgets(get_runtime())
     return f"{counted(changed, 'budget')} at another level" if changed else None
+
+
+@app.task(name=names.PURGE_POOLS, base=Sweep)  # type: ignore[untyped-decorator]
+def purge_pools() -> str | None:
+    """Remove what was to go with deleted pools: results and resources."""
+    jobs = purging.purge_pools(get_runtime())
+    return f"the results of {counted(jobs, 'job')} removed" if jobs else None
 
 
 @app.task(name=names.ENQUEUE)  # type: ignore[untyped-decorator]

@@ -24,6 +24,7 @@ RECONCILE_VMS = "remuda.reconcile_vms"
 RECONCILE_JOBS = "remuda.reconcile_jobs"
 EXPIRE = "remuda.expire"
 WATCH_BUDGETS = "remuda.watch_budgets"
+PURGE_POOLS = "remuda.purge_pools"
 
 QUEUE_OF = {
     DISPATCH: CONTROL,
@@ -36,6 +37,7 @@ QUEUE_OF = {
     RECONCILE_JOBS: CONTROL,
     EXPIRE: CONTROL,
     WATCH_BUDGETS: CONTROL,
+    PURGE_POOLS: JOBS,
     SERVE_LEASES: CONTROL,
     SUBMIT_JOB: JOBS,
     UPDATE_JOB_STATE: JOBS,
@@ -61,4 +63,5 @@ PERIODS = {
     RETIRE_VMS: 3.0,
     EXPIRE: 30.0,
     WATCH_BUDGETS: 10.0,
+    PURGE_POOLS: 15.0,
 }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from remuda.models import ledger as models
-from remuda.models import pool_life, requests
+from remuda.models import pool_deletion, pool_life, requests
 from remuda.models.database import rows
 from remuda.tasks import ledger
 from remuda.tasks.machines import terminate_vm
@@ -257,7 +257,7 @@ def test_a_pool_is_deleted_when_nothing_of_it_is_left(herd: Yard) -> None:
     for vm in (1, 2, 3, 4):
         assert terminate_vm(herd.runtime, vm)
     herd.sql("UPDATE pools SET state = 'CLOSED', ended_at = now()")
-    herd.runtime.transact(lambda c: requests.delete_pool(c, herd.pool_id))
+    herd.runtime.transact(lambda c: pool_deletion.delete_pool(c, herd.pool_id))
     for _ in range(2):
         sweep(herd)
     assert herd.the_pool["deleted_at"] is None

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from remuda.errors import AlreadyExists, BadInput, Refused, UnknownPool
-from remuda.models import pool_life, requests, upkeep
+from remuda.models import pool_deletion, pool_life, upkeep
 from remuda.models.database import rows
 from remuda.models.states import OPEN_POOL
 from tests.integration.builders import (
@@ -237,20 +237,20 @@ def test_delete(engine: Engine) -> None:
     with engine.begin() as connection:
         pool = make_pool(connection)
         with pytest.raises(Refused, match="SUBMITTED"):
-            requests.delete_pool(connection, pool)
+            pool_deletion.delete_pool(connection, pool)
         pool_life.close_pool(connection, pool)
         with pytest.raises(Refused, match="CLOSING"):
-            requests.delete_pool(connection, pool)
+            pool_deletion.delete_pool(connection, pool)
         _end(connection, pool)
-        requests.delete_pool(connection, pool)
-        requests.delete_pool(connection, pool)
+        pool_deletion.delete_pool(connection, pool)
+        pool_deletion.delete_pool(connection, pool)
         assert state(connection, "pool", pool) == "PENDING_DELETE"
         with pytest.raises(UnknownPool):
             pool_life.find_pool(connection, "herd")
         fresh = make_pool(connection, submitted=False)
         [job] = make_jobs(connection, fresh)
         with pytest.raises(Refused):
-            requests.delete_pool(connection, fresh)
+            pool_deletion.delete_pool(connection, fresh)
         assert state(connection, "job", job) == "NEW"
         assert_chains(connection)
 

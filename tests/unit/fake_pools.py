@@ -91,8 +91,17 @@ class FakePool:
             raise WaitTimeout("pool sim is still CLOSING")
         self.fields |= {"state": "CLOSED", "live_jobs": 0}
 
-    def delete(self) -> None:
-        self.calls.append(("delete", self.name))
+    def delete(self, purge_resources: bool = False, *, purge_results: bool = False) -> None:
+        purge = (purge_resources, purge_results)
+        self.calls.append(("delete", (self.name, *purge) if any(purge) else self.name))
+
+    @property
+    def errors(self) -> list[str]:
+        return ["no quota"]
+
+    @property
+    def execution_time_s(self) -> float:
+        return 61.0
 
     def wait_deleted(self, timeout_s: float | None, *, on_progress: Callable[..., None]) -> None:
         for left in ({"vms": 1, "unowned": 2}, {"vms": 0, "unowned": 0}, {"vms": 0, "unowned": 0}):
@@ -138,7 +147,8 @@ class FakeClient:
             raise UnknownPool(f"there is no pool {name!r}", hint="pools: none yet")
         return self.by_name[name]
 
-    def pools(self, *, all: bool) -> list[FakePool]:
+    def pools(self, *, all: bool, **filters: Any) -> list[FakePool]:
+        self.calls.append(("pools", filters))
         return list(self.by_name.values())
 
     def counts(self, pool: FakePool) -> dict[str, int]:

@@ -155,3 +155,33 @@ def test_a_pools_policy_is_shown() -> None:
     row = retry_row(RetryPolicy(max_retries=2, delay_s=0.5, rules=[RetryRule(exit_codes=[1])]))
     assert _policy(row) == "max_retries=2, delay_s=0.5, rules=1"
     assert _policy(None) == ""
+
+
+def test_what_a_pool_is_found_by_and_how_it_ends(client: FakeClient) -> None:
+    result = remuda(
+        "pool create sim --label team=wind --label x= --shortname sim-1 --constraint min_cores=8"
+        " --constraint cpu_model=*EPYC* --completion-ttl 1.02:00:00 --auto-delete"
+    )
+    assert result.exit_code == 0, result.output
+    assert client.calls[0][1][1] == {
+        "provider": "local", "backend": None, "image": "default", "shortname": "sim-1",
+        "labels": {"team": "wind", "x": ""}, "auto_delete": True, "completion_ttl": 93600.0,
+        "constraints": {"min_cores": 8, "cpu_model": "*EPYC*"},
+    }  # fmt: skip
+    assert remuda("pool set sim --completion-ttl 2h --no-auto-delete").exit_code == 0
+    assert remuda("pool list --tag a --tag b --label team=wind").exit_code == 0
+    assert "no quota" in remuda("pool show sim").stdout
+    assert remuda("pool delete sim --purge-results --no-wait").exit_code == 0
+    assert [call for call in client.calls[1:] if call[0] != "vms"] == [
+        ("set", {"completion_ttl": 7200.0, "auto_delete": False}),
+        ("pools", {"tags": ["a", "b"], "labels": {"team": "wind"}}),
+        ("delete", ("sim", False, True)),
+    ]
+
+
+def test_a_time_to_live_is_read_strictly(client: FakeClient) -> None:
+    for wrong in ("00:00:00junk", "24:00:00", "1.2.3", "-1.00:00:00", "4000.00:00:00"):
+        result = remuda(f"pool create sim --completion-ttl={wrong}")
+        assert result.exit_code == 2
+        assert "--completion-ttl" in result.stderr
+    assert client.calls == []

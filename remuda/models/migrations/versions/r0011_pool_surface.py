@@ -1,0 +1,59 @@
+"""Give pools labels, short names, constraints, an end that deletes them; owners a number of pools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision = "0011"
+down_revision = "0010"
+
+
+def _flag(name: str) -> sa.Column[Any]:
+    return sa.Column(name, sa.Boolean(), server_default="false", nullable=False)
+
+
+def _mapping(name: str) -> sa.Column[Any]:
+    return sa.Column(name, JSONB(), server_default="{}", nullable=False)
+
+
+def _check(table: str, name: str, condition: str) -> None:
+    op.create_check_constraint(op.f(f"ck_{table}_{name}"), table, condition)
+
+
+def upgrade() -> None:
+    """Apply the revision."""
+    op.add_column("owners", sa.Column("max_pools", sa.Integer()))
+    _check("owners", "max_pools", "max_pools >= 0")
+    _pools()
+
+
+def _pools() -> None:
+    for column in (
+        _mapping("labels"),
+        sa.Column("shortname", sa.Text()),
+        _mapping("constraints"),
+        sa.Column("completion_ttl_s", sa.Double()),
+        _flag("auto_delete"),
+        _flag("purge_results"),
+        _flag("purge_resources"),
+        sa.Column("purged_at", sa.DateTime(timezone=True)),
+    ):
+        op.add_column("pools", column)
+    _check("pools", "shortname", "shortname ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'")
+    _check("pools", "completion_ttl_s", "completion_ttl_s > 0 AND completion_ttl_s <= 315360000")
+    _check(
+        "pools",
+        "purged",
+        "purged_at IS NULL OR deleted_at IS NOT NULL AND (purge_results OR purge_resources)",
+    )
+    op.create_index(
+        "uq_pools_shortname_open",
+        "pools",
+        ["shortname"],
+        unique=True,
+        postgresql_where=sa.text("state NOT IN ('CLOSED', 'PENDING_DELETE')"),
+    )
