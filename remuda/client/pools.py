@@ -12,6 +12,7 @@ from remuda import clouds
 from remuda.checks import shown
 from remuda.client import pool_settings
 from remuda.client.pool_changes import PoolChanges
+from remuda.client.pool_outputs import PoolOutputs
 from remuda.client.pool_words import explain_pool
 from remuda.errors import (
     AlreadyExists,
@@ -35,7 +36,7 @@ DEFAULT_POOL = "default"
 _BACKENDS = {"command": "ssh", "ec2": "ssh", "libvirt": "ssh", "openstack": "ssh", "static": "ssh"}
 
 
-class Pool(PoolChanges):
+class Pool(PoolChanges, PoolOutputs):
     """One pool; what it tells is read anew when it is older than `update_cache_time` seconds.
 
     What is set on it (`pool.tags = [...]`) is kept here until `commit` or `submit`.

@@ -16,6 +16,7 @@ from remuda.models.states import (
     Reason,
     VmState,
 )
+from remuda.models.vm_outputs import VmOutput
 from remuda.models.vms import Heartbeat, UnownedMachine, Vm
 
 __all__ = [
@@ -49,5 +50,6 @@ __all__ = [
     "UnownedMachine",
     "Usage",
     "Vm",
+    "VmOutput",
     "VmState",
 ]

@@ -357,6 +357,20 @@ def vm(connection: Connection, vm_id: int) -> Mapping[str, Any]:
     return found[0]
 
 
+def vm_of_pool(connection: Connection, pool_id: int, vm: int | str) -> int | None:
+    """Return the id of a VM of a pool, given by id or name, the latest of it; None: none is."""
+    if "\0" in str(vm) or (not isinstance(vm, str) and not 0 < vm < 2**63):
+        return None
+    column = "name" if isinstance(vm, str) else "id"
+    found = rows(
+        connection,
+        f"SELECT id FROM vms WHERE pool_id = :pool AND {column} = :vm ORDER BY id DESC LIMIT 1",
+        pool=pool_id,
+        vm=vm,
+    )
+    return int(found[0]["id"]) if found else None
+
+
 def vm_history(connection: Connection, vm_id: int, *, newest: int = 1000) -> dict[str, Any]:
     """Return all that is known of a VM: itself, image, events, its `newest` heartbeats, oldest first.
 

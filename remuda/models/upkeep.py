@@ -11,6 +11,7 @@ from remuda.models import sizing_decisions
 from remuda.models.cancel import cancel_stranded
 from remuda.models.database import rows
 from remuda.models.pool_deletion import delete_expired
+from remuda.models.vm_outputs import forget_old
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ def expire(
     cancel_stranded(connection)
     sizing_decisions.expire(connection, retention_s=decision_retention_s)
     delete_expired(connection)
+    forget_old(connection, age_s=event_retention_s)
     connection.execute(text("DELETE FROM calls WHERE expires_at < now() - interval '10 seconds'"))
     connection.execute(
         text(

@@ -17,7 +17,7 @@ from remuda.models import images, launches, vm_life, watches
 from remuda.models import machines as models
 from remuda.models.sizing import note_launch
 from remuda.models.states import NO_BACKEND, VmState
-from remuda.tasks import logs
+from remuda.tasks import logs, recording
 from remuda.tasks.links import CONNECT_TIMEOUT_S, vm_address
 from remuda.tasks.runtime import Runtime
 from remuda.workers import fitness
@@ -82,6 +82,8 @@ def contextualize(runtime: Runtime, vm_id: int) -> bool:
             result = _prepare(channel, row, prepared)
             if result is None:
                 return False
+            if "said" in hello.get("features", ()):
+                recording.take_said(runtime, vm_id, channel)
     finally:
         channel.close()
     if result is not None:

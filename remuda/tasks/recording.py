@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import math
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from remuda.errors import Unreachable
-from remuda.models import collect, exits, watches
+from remuda.models import collect, exits, vm_outputs, watches
 from remuda.models.cancel import insert_chunks
 from remuda.tasks import decisions, logs, messages
 from remuda.tasks.runtime import Runtime
@@ -159,6 +160,35 @@ def record_output(runtime: Runtime, pushes: Sequence[Mapping[str, Any]]) -> None
     ]
     if chunks:
         runtime.transact(lambda c: insert_chunks(c, chunks))
+
+
+def record_said(runtime: Runtime, pushes: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+    """Store what VMs themselves said, and tell their runners that it is stored."""
+    said = [
+        vm_outputs.Said(vm_id, push["s"], push["at"], base64.b64decode(push["d"]))
+        for vm_id, push in pushes
+    ]
+    if not said:
+        return
+    runtime.transact(lambda c: vm_outputs.record(c, said))
+    for piece in said:
+        channel = runtime.links.present(piece.vm_id)
+        if channel is not None:
+            with contextlib.suppress(Unreachable):
+                channel.send("said_ack", s=piece.stream, n=piece.end)
+
+
+def take_said(runtime: Runtime, vm_id: int, channel: Channel) -> None:
+    """Ask a VM's runner for what it said and store it: of a VM that nobody watches yet."""
+    for stream in ("stdout", "stderr"):
+        while True:
+            known = runtime.transact(lambda c: vm_outputs.recorded(c, vm_id, stream))  # noqa: B023
+            answer = channel.request("said", s=stream, offset=known)
+            data = base64.b64decode(answer["d"])
+            if not data:
+                break
+            said = [vm_outputs.Said(vm_id, stream, int(answer["at"]), data)]
+            runtime.transact(lambda c: vm_outputs.record(c, said))  # noqa: B023
 
 
 def record_beats(

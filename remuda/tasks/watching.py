@@ -56,6 +56,7 @@ class Watcher:
         self._clocks: dict[int, recording.Clock] = defaultdict(recording.Clock)
         self._beats: dict[int, dict[str, Any]] = {}
         self._output: list[dict[str, Any]] = []
+        self._said: list[tuple[int, dict[str, Any]]] = []
         self._suspended: dict[int, dict[int, bool]] = defaultdict(dict)
         self._wakes: set[str] = {"dispatch"}
         self._leases_wanted = False  # somebody waits for a lease, as far as is known here
@@ -164,7 +165,7 @@ class Watcher:
     def _gather(self, pause: float) -> None:
         """Wait for something to do; then take all there is, `pause` seconds long if nothing hurries."""
         deadline = time.monotonic() + pause
-        if not (self._wakes or self._batches or self._output or self._suspended):
+        if not (self._wakes or self._batches or self._output or self._said or self._suspended):
             next_at = min(self._renew_at, self._resize_at, self._retry_at)
             self._take(timeout_s=max(0.01, next_at - time.monotonic()))
         while True:
@@ -195,6 +196,8 @@ class Watcher:
             self._beats[vm_id] = message
         elif push == "output":
             self._output.append(message)
+        elif push == "said":
+            self._said.append((vm_id, message))
         elif push == "state":
             self._suspended[vm_id][message["a"]] = bool(message["suspended"])
         elif push == "prepared":
@@ -207,6 +210,8 @@ class Watcher:
         runtime = self._runtime
         recording.record_output(runtime, self._output)
         self._output = []  # only now: a failed turn records it again
+        recording.record_said(runtime, self._said)
+        self._said = []
         busy = self._record()
         for vm_id in list(self._suspended):
             calling.record_states(runtime, vm_id, self._suspended[vm_id])

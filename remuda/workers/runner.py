@@ -55,7 +55,7 @@ class Runner(Ending):
 
     features = (
         *("check", "dead_man", "extend", "files", "follow", "peek", "prepare", "reboot"),
-        *("resume", "signal", "suspend"),
+        *("resume", "said", "signal", "suspend"),
     )
 
     def __init__(self, home: str, *, memory: int, heartbeat: float, **options: Any) -> None:
@@ -64,6 +64,7 @@ class Runner(Ending):
         self.watcher: Connection | None = None
         self.heartbeat = heartbeat
         self.fresh = self.more = False  # there is output to push, there are jobs to start
+        self.said_to = dict.fromkeys(("stdout", "stderr"), 0)  # pushed to the present watcher
         self.beat_at, self.push_at, self.pump_at = now() + heartbeat, NEVER, 0.0
         memory = memory or memory_of("MemTotal")
         super().__init__(home, memory=memory, **options)
@@ -106,7 +107,7 @@ class Runner(Ending):
     def next_deadline(self) -> float:
         if self.more:
             return 0.0
-        followed = self.fresh and any(c.follows for c in self.connections)
+        followed = self.fresh and (self.watcher or any(c.follows for c in self.connections))
         jobs = min((job.deadline for job in self.pids.values() if job), default=NEVER)
         if self.preparation:
             jobs = min(jobs, self.preparation.deadline)
@@ -116,6 +117,7 @@ class Runner(Ending):
     def beat(self) -> None:
         if now() >= self.beat_at:
             self.beat_at = now() + self.heartbeat
+            self.take_log()
             if not self.vanished() and self.watcher and not self.watcher.slow:
                 self.watcher.send(dumps({"push": "beat", **self.load()}))
 
@@ -165,6 +167,9 @@ class Runner(Ending):
     def on_output(self) -> None:
         self.fresh = True
 
+    def on_said(self) -> None:
+        self.fresh = True
+
     def on_state(self, job: Job) -> None:
         if self.watcher:
             self.watcher.send(dumps({"push": "state", "a": job.a, "suspended": job.suspended}))
@@ -181,6 +186,7 @@ class Runner(Ending):
             self.fresh, self.pump_at = False, current + FOLLOW_S
             for connection in self.connections:
                 self.pump(connection)
+            self.pump_said()
         watcher = self.watcher
         if watcher and watcher.backlog:
             if watcher.slow:
@@ -218,6 +224,18 @@ class Runner(Ending):
             elif job.state == "exited":
                 del connection.follows[a]
 
+    def pump_said(self) -> None:
+        """Push to the watcher what the VM itself said, as far as it reads."""
+        for name, ring in self.said.items():
+            while self.watcher and not self.watcher.slow:
+                at, data = ring.read(self.said_to[name], CHUNK)
+                if not data:
+                    break
+                self.watcher.send(dumps({"push": "said", "s": name, "at": at, "d": b64(data)}))
+                self.said_to[name] = at + len(data)
+            if self.watcher and self.watcher.slow:
+                self.fresh = True
+
     # ---- requests
 
     def handle(self, connection: Connection, line: bytes) -> None:
@@ -250,6 +268,7 @@ class Runner(Ending):
                 self.watcher.backlog.clear()
                 self.watcher.follows.clear()
             self.watcher, self.push_at = connection, 0.0
+            self.said_to = dict(self.said_acked)
             connection.backlog = collections.deque(text for n, text in entries if n > since)
             for job in self.jobs.values():
                 if job.follow and job.pid:

@@ -42,7 +42,9 @@ def test_vms_are_prepared_before_they_take_jobs(system: System, tmp_path: Path) 
     marks.mkdir()
     with system.client() as client:
         for name, pause in (("quick", ""), ("slow", "sleep 3;")):
-            script = f'{pause} echo "$COLOUR of $REMUDA_POOL"; mktemp {marks}/{name}.XXXXXX'
+            script = (
+                f'{pause} echo "$COLOUR of $REMUDA_POOL"; echo hm >&2; mktemp {marks}/{name}.XXXXXX'
+            )
             prepared_pool(client, name, script, constants={"COLOUR": "red"})
         look = "ls {marks}/{name}.*; echo $COLOUR"
         jobs = {
@@ -55,7 +57,14 @@ def test_vms_are_prepared_before_they_take_jobs(system: System, tmp_path: Path) 
             [vm] = vms(system, name)
             result = vm["preparation"]
             assert (result["exit_code"], result["timed_out"]) == (0, False)
-            assert result["output"].startswith(f"red of {name}\n")
+            assert f"red of {name}\n" in result["output"]
+            pool = client.pool(name)
+            assert (
+                pool.fresh_stdout(vm["id"])
+                == pool.stdout()
+                == (f"red of {name}\n{mark}\n".encode())
+            )
+            assert (pool.stderr(vm["name"]), pool.fresh_stdout()) == (b"hm\n", b"")
             assert vm["facts"]["cores"] > 0
         assert len(list(marks.iterdir())) == 2  # once each
         path = system.query(
@@ -90,6 +99,8 @@ def test_a_vm_that_cannot_be_prepared_is_given_up(
         )
         assert told in vm["error"]
         assert vm["preparation"]["exit_code"] != 0
+        if "no such" in told:
+            assert client.pool("bad").stderr(vm["id"]) == b"no such package\n"
         eventually("the pool says so", lambda: told in (client.pool("bad").info()["message"] or ""))
         assert job.refresh().state == "NEW"
         eventually(

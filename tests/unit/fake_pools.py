@@ -123,6 +123,15 @@ class FakePool:
     def confirm_loss(self) -> None:
         self.calls.append(("confirm_loss", self.name))
 
+    def stdout(self, instance: int | str | None) -> bytes:
+        return b"stdout of %s" % str(instance).encode()
+
+    def stderr(self, instance: int | str | None) -> bytes:
+        return b"stderr of %s" % str(instance).encode()
+
+    def fresh_stdout(self, instance: int | str | None) -> bytes:
+        return b"new of %s" % str(instance).encode()
+
     def explain(self) -> list[str]:
         return ["Because."]
 

@@ -185,3 +185,13 @@ def test_a_time_to_live_is_read_strictly(client: FakeClient) -> None:
         assert result.exit_code == 2
         assert "--completion-ttl" in result.stderr
     assert client.calls == []
+
+
+def test_what_vms_say(client: FakeClient) -> None:
+    remuda("pool create sim")
+    assert remuda("pool logs sim --vm 3").stdout == "stdout of 3"
+    assert remuda("pool logs sim --vm sim-3 --stderr").stdout == "stderr of sim-3"
+    assert remuda("pool logs sim --fresh").stdout == "new of None"
+    client.by_name["sim"].fields["state"] = "CLOSED"
+    assert remuda("pool logs sim -f").stdout == "new of None"
+    assert remuda("pool logs sim -f --fresh").exit_code == 2

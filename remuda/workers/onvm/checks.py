@@ -35,8 +35,9 @@ class Checking(Preparing):
         if len(self.checks) >= MOST:
             raise ValueError("too many checks at once")
         check = Preparation({**ask, "key": ""})
-        check.fd, inner = os.pipe()
-        os.set_blocking(check.fd, False)
+        fd, inner = os.pipe()
+        os.set_blocking(fd, False)
+        check.fds[fd] = ""
         env = {**self.environ, **check.env, "REMUDA_VM": self.name, "REMUDA_VM_HOME": self.home}
         check.deadline = now() + check.timeout
         try:
@@ -44,14 +45,14 @@ class Checking(Preparing):
             mark = marks.mark(self.home, marks.CHECK)
             check.pid = launch(check.argv, env, inner, inner, mark=mark)
         except (OSError, ValueError) as error:
-            os.close(check.fd)
+            os.close(fd)
             text = f"{getattr(error, 'strerror', None) or error}: {check.argv[0]}"
             return check.told(out=text, st=EXIT_CODES.get(getattr(error, "errno", 0) or 0, 126))
         finally:
             os.close(inner)
         self.pids[check.pid] = None
         self.checks[check.pid] = (check, connection, ask.get("id"))
-        self.attend(check.fd, lambda _: self.attended(check))
+        self.attend(fd, lambda _: self.attended(check, fd))
         return LATER
 
     def check_deadline(self) -> float:
@@ -73,10 +74,7 @@ class Checking(Preparing):
         check, connection, number = self.checks.pop(pid, (None, None, None))
         if check is None or connection is None:
             return
-        with contextlib.suppress(BlockingIOError, OSError):
-            while check.fd >= 0 and check.pull():
-                pass
-        self.ignore(check)
+        self.take_rest(check)
         with contextlib.suppress(OSError):
             os.killpg(pid, signal.SIGKILL)  # what it left behind
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import signal
-from typing import Any
+from typing import Any, Callable
 
 from remuda.workers.onvm import marks
 from remuda.workers.onvm.connection import Connection
@@ -19,7 +19,7 @@ from remuda.workers.onvm.executor import EXIT_CODES, KILL_S
 from remuda.workers.onvm.job import NEVER
 from remuda.workers.onvm.ledger import dumps
 from remuda.workers.onvm.processes import launch, now, signal_tree, slurp
-from remuda.workers.onvm.requests import AttemptRequests
+from remuda.workers.onvm.saying import Saying
 
 TAIL = 64 << 10  # bytes of output that are kept
 PIECE = 1 << 16
@@ -40,12 +40,13 @@ class Preparation:
             raise ValueError("no command, or a word that is no string")
         if not self.timeout > 0:
             raise ValueError("a timeout is a number of seconds above 0")
-        self.pid, self.fd, self.deadline = 0, -1, NEVER
+        self.pid, self.deadline = 0, NEVER
+        self.fds: dict[int, str] = {}  # that are listened to, and as what it is said ("": not)
         self.timed_out, self.tail = False, bytearray()
 
-    def pull(self) -> bytes:
+    def pull(self, fd: int) -> bytes:
         """Take in a piece of what it wrote; empty at the end. BlockingIOError: nothing now."""
-        data = os.read(self.fd, PIECE)
+        data = os.read(fd, PIECE)
         self.tail += data
         del self.tail[:-TAIL]
         return data
@@ -57,7 +58,7 @@ class Preparation:
         return {"key": self.key, **about, "timed_out": self.timed_out, **end}
 
 
-class Preparing(AttemptRequests):
+class Preparing(Saying):
     """The request `prepare`, and what follows from it."""
 
     def __init__(self, home: str, **options: Any) -> None:
@@ -87,36 +88,62 @@ class Preparing(AttemptRequests):
 
     def prepare(self, new: Preparation) -> None:
         """Start a preparation."""
-        new.fd, inner = os.pipe()
-        os.set_blocking(new.fd, False)
         folder, mark = self.home + "/prepare", marks.mark(self.home, marks.PREPARATION)
         env = {**self.environ, **new.env, "REMUDA_VM": self.name, "REMUDA_VM_HOME": self.home}
         self.preparation, new.deadline = new, now() + new.timeout
+        inner = []
+        for name in ("stdout", "stderr"):
+            fd, end = os.pipe()
+            os.set_blocking(fd, False)
+            new.fds[fd] = name
+            inner.append(end)
         try:
             os.makedirs(folder, 0o700, exist_ok=True)
             os.chdir(folder)
-            new.pid = launch(new.argv, env, inner, inner, mark=mark)
+            new.pid = launch(new.argv, env, *inner, mark=mark)
         except (OSError, ValueError) as error:
-            new.tail += f"{getattr(error, 'strerror', None) or error}: {new.argv[0]}\n".encode()
+            told = f"{getattr(error, 'strerror', None) or error}: {new.argv[0]}\n".encode()
+            new.tail += told
+            self.say("stderr", told)
             self.preparation_over(EXIT_CODES.get(getattr(error, "errno", 0) or 0, 126), None)
         else:
             self.pids[new.pid] = None
-            self.attend(new.fd, lambda _: self.attended(new))
+            for fd in new.fds:
+                self.attend(fd, self.attending(new, fd))
         finally:
-            os.close(inner)
+            for end in inner:
+                os.close(end)
 
-    def attended(self, running: Preparation) -> None:
+    def attending(self, running: Preparation, fd: int) -> Callable[[int], None]:
+        """Return what takes in output."""
+        return lambda _: self.attended(running, fd)
+
+    def attended(self, running: Preparation, fd: int) -> None:
         """Take in output; at its end, listen no more."""
         with contextlib.suppress(BlockingIOError):
-            if not running.pull():
-                self.ignore(running)
+            if not self.pull(running, fd):
+                self.ignore(running, fd)
 
-    def ignore(self, running: Preparation) -> None:
-        """Listen to it no more; harmless when repeated."""
-        if running.fd >= 0:
-            self.handlers.pop(running.fd, None)
-            os.close(running.fd)
-            running.fd = -1
+    def pull(self, running: Preparation, fd: int) -> bytes:
+        """Take in a piece of what it wrote and keep it; empty at the end."""
+        data = running.pull(fd)
+        if data and running.fds[fd]:
+            self.say(running.fds[fd], data)
+        return data
+
+    def take_rest(self, running: Preparation) -> None:
+        """Take in all that is there, and listen no more."""
+        for fd in list(running.fds):
+            with contextlib.suppress(OSError):
+                while self.pull(running, fd):
+                    pass
+            self.ignore(running, fd)
+
+    def ignore(self, running: Preparation, fd: int) -> None:
+        """Listen to it no more."""
+        del running.fds[fd]
+        self.handlers.pop(fd, None)
+        os.close(fd)
 
     def tick(self) -> None:
         """End a preparation whose time is over."""
@@ -140,10 +167,7 @@ class Preparing(AttemptRequests):
         running = self.preparation
         if not running:
             return
-        with contextlib.suppress(BlockingIOError):
-            while running.fd >= 0 and running.pull():
-                pass
-        self.ignore(running)
+        self.take_rest(running)
         self.prepared = running.told(state="done", st=code, sig=number)
         self.preparation = None
         path = self.home + "/prepared"

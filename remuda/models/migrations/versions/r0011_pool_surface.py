@@ -29,6 +29,28 @@ def upgrade() -> None:
     op.add_column("owners", sa.Column("max_pools", sa.Integer()))
     _check("owners", "max_pools", "max_pools >= 0")
     _pools()
+    _vm_outputs()
+
+
+def _vm_outputs() -> None:
+    op.create_table(
+        "vm_outputs",
+        sa.Column("vm_id", sa.BigInteger(), nullable=False),
+        sa.Column("stream", sa.Text(), nullable=False),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.Column("written_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("read_bytes", sa.BigInteger(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("vm_id", "stream", name=op.f("pk_vm_outputs")),
+        sa.ForeignKeyConstraint(
+            ["vm_id"], ["vms.id"], name=op.f("fk_vm_outputs_vm_id"), ondelete="CASCADE"
+        ),
+    )
+    _check("vm_outputs", "stream", "stream IN ('stdout', 'stderr')")
+    _check(
+        "vm_outputs",
+        "bytes",
+        "length(data) <= written_bytes AND read_bytes BETWEEN 0 AND written_bytes",
+    )
 
 
 def _pools() -> None:
