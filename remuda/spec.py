@@ -63,6 +63,8 @@ class JobSpec:
     `max_queue_s`: it is ended, reason QUEUE_TIMEOUT, if it has not started by then.
     `retry`: a RetryPolicy; `retries=N` is short for one of N + 1 attempts.
     `after`: jobs it waits for, see `remuda.dependencies`.
+    `wait_for_resources`: it starts on a VM that has the newest resources of its pool; None: as the
+        pool says.
     """
 
     command: Sequence[PathLike] | str
@@ -94,6 +96,7 @@ class JobSpec:
     max_queue_s: float | None = None
     retry: RetryPolicy | Mapping[str, Any] | None = field(default=None, hash=False)
     after: Afters = field(default=(), hash=False)
+    wait_for_resources: bool | None = None
     shell: InitVar[bool] = False
 
     def __post_init__(self, shell: bool) -> None:
@@ -131,6 +134,9 @@ class JobSpec:
         if self.output_limit_bytes is not None:
             limit = whole("output_limit_bytes", self.output_limit_bytes, least=4096, most=1 << 40)
             put(self, "output_limit_bytes", limit)
+        wait: Any = self.wait_for_resources
+        if wait is not None and not isinstance(wait, bool):
+            raise BadInput(f"wait_for_resources must be True, False or None, not {shown(wait)}")
         if self.workdir:
             put(self, "workdir", name_inside("workdir", self.workdir))
         for name in ("prologue", "epilogue"):

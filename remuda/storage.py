@@ -1,6 +1,7 @@
 """Where inputs and results are kept: a directory on this machine, or whatever fsspec reaches.
 
     inputs/<ab>/<sha256>                     inputs, by their content: the same file is kept once
+    pools/<pool>/<ab>/<sha256>               resources of pools, likewise
     jobs/<job>/<attempt>/<file|stream>/<name>   what attempts left
     partial/.<hash>.part                     beginnings of large outputs, for whoever goes on
 
@@ -29,6 +30,7 @@ from remuda.stores import file_system, open_url, pull, push, remove_tree, size_o
 
 __all__ = ["Storage", "StoredFile", "validate_urls"]
 
+INPUTS = "inputs"
 _RACY_S = 2.0  # a file changed so lately may change again within the same tick of its clock
 _REMEMBERED = 10_000
 
@@ -139,8 +141,10 @@ class Storage:
                 return
         push(stream.name, url, system=self._fs)
 
-    def put_file(self, path: str | os.PathLike[str], *, name: str = "") -> StoredFile:
-        """Keep a local file under the hash of its content and return where.
+    def put_file(
+        self, path: str | os.PathLike[str], *, name: str = "", folder: str = INPUTS
+    ) -> StoredFile:
+        """Keep a local file in a folder under the hash of its content and return where.
 
         A file seen before and unchanged is not read again. Raises DataStagingError naming it
         (as `name`, if given) when it cannot be read or stored, or changes all the while.
@@ -154,23 +158,23 @@ class Storage:
         if not stat.S_ISREG(before.st_mode):
             kind = "a directory" if stat.S_ISDIR(before.st_mode) else "no regular file"
             raise DataStagingError(f"input {what!r} is {kind}", hint="name each file")
-        mark = _mark(path, before)
+        mark = _mark(path, before, folder)
         known = self._known.get(mark)
         if known is not None and self._holds(known):
             return known
         for _ in range(3):
-            stored = self._put(path, what)
+            stored = self._put(path, what, folder)
             try:
                 after = os.stat(path)
             except OSError as error:
                 raise _unreadable(what, error) from None
-            if stored is not None and _mark(path, after) == mark:
+            if stored is not None and _mark(path, after, folder) == mark:
                 if time.time() - max(after.st_mtime, after.st_ctime) > _RACY_S:
                     if len(self._known) >= _REMEMBERED:
                         self._known.clear()
                     self._known[mark] = stored
                 return stored
-            mark = _mark(path, after)
+            mark = _mark(path, after, folder)
         raise DataStagingError(f"input {what!r} changes while it is read")
 
     def open(self, url: str) -> BinaryIO:
@@ -231,21 +235,22 @@ class Storage:
         """Return where a stored file lies on this machine; None when it lies elsewhere."""
         return _file_path(url) if url.startswith("file://") else None
 
-    def _put(self, path: str, what: str) -> StoredFile | None:
+    def _put(self, path: str, what: str, folder: str) -> StoredFile | None:
         """Hash and store the file; None when it changed in between, and nothing is stored."""
         try:
             with open(path, "rb") as source:
                 found = os.fstat(source.fileno())
                 sha256 = sha256_of(source.fileno())
-                url = self.url(f"inputs/{sha256[:2]}/{sha256}")
+                key = f"{folder}/{sha256[:2]}/{sha256}"
+                url = self.url(key)
                 stored = StoredFile(url, sha256, found.st_size, stat.S_IMODE(found.st_mode) & 0o777)
-                if self._holds(stored) or self._store(source.fileno(), stored):
+                if self._holds(stored) or self._store(source.fileno(), stored, key):
                     return stored
         except OSError as error:
             raise _unreadable(what, error) from error
         return None
 
-    def _store(self, source: int, stored: StoredFile) -> bool:
+    def _store(self, source: int, stored: StoredFile, key: str) -> bool:
         """Copy, hash the copy, keep it if that is still the same."""
         if self._root is None:
             with tempfile.NamedTemporaryFile(prefix="remuda-") as aside:
@@ -254,7 +259,7 @@ class Storage:
                     return False
                 push(aside.name, stored.url, system=self._fs)
                 return True
-        target = self._prepare(f"inputs/{stored.sha256[:2]}/{stored.sha256}")
+        target = self._prepare(key)
         try:
             with written_aside(target, what="the storage", sync=True) as stream:
                 copy_file(source, stream.fileno())
@@ -267,8 +272,7 @@ class Storage:
     def _holds(self, stored: StoredFile) -> bool:
         try:
             if self._root is not None:
-                path = self._root / "inputs" / stored.sha256[:2] / stored.sha256
-                return path.stat().st_size == stored.size
+                return _file_path(stored.url).stat().st_size == stored.size
             return size_of(stored.url, system=self._fs) == stored.size
         except (OSError, OutputNotAvailable):
             return False
@@ -284,9 +288,9 @@ class Storage:
         return target
 
 
-def _mark(path: str, found: os.stat_result) -> tuple[Any, ...]:
+def _mark(path: str, found: os.stat_result, folder: str) -> tuple[Any, ...]:
     times = (found.st_mtime_ns, found.st_ctime_ns)
-    return (path, found.st_dev, found.st_ino, found.st_size, found.st_mode, *times)
+    return (folder, path, found.st_dev, found.st_ino, found.st_size, found.st_mode, *times)
 
 
 def _file_path(url: str) -> Path:

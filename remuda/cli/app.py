@@ -87,6 +87,7 @@ POOL = {
     "policies": Entry("pool_sizing:policies", "Show or set the policies of a pool's size."),
     "decisions": Entry("pool_sizing:decisions", "List a pool's sizing decisions."),
     "simulate": Entry("pool_simulate:simulate", "Try settings on a trace of jobs."),
+    "resources": Entry("pool_resources:resources", "List a pool's resources, or add to them."),
     "logs": Entry("pool_logs:logs", "Print what a pool's VMs say, live with -f."),
     "info": Entry("pool_info:info", "Keep keys and values of your own with a pool."),
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from remuda.cli.types import DURATION, SIZE, Assignment, Input, JsonValue, Output, Policy
+from remuda.cli.types import DURATION, SIZE, Assignment, Input, JsonValue, Output, Policy, inputs_of
 
 if TYPE_CHECKING:
     from remuda.retries import RetryPolicy
@@ -40,6 +40,7 @@ class SpecOptions:
     gpus: int
     arch: str | None
     constraint: tuple[tuple[str, Any], ...]
+    wait_for_resources: bool | None
     sandbox: str
     tag: tuple[str, ...]
     pin_cpus: bool
@@ -63,7 +64,7 @@ class SpecOptions:
         return JobSpec(
             " ".join(command) if self.shell else list(command),
             name=self.name,
-            inputs=self._inputs(),
+            inputs=inputs_of(self.input),
             outputs=self._outputs(),
             output_dir=self.output_dir,
             overwrite=not self.no_overwrite,
@@ -87,12 +88,9 @@ class SpecOptions:
             workdir=self.workdir,
             prologue=self.prologue,
             epilogue=self.epilogue,
+            wait_for_resources=self.wait_for_resources,
             **more,
         )
-
-    def _inputs(self) -> list[str | tuple[str, str]]:
-        # The spec's pairs are (here, there), the option reads "there=here".
-        return [item if isinstance(item, str) else (item[1], item[0]) for item in self.input]
 
     def _outputs(self) -> list[Any]:
         from remuda.spec_files import Output as Wanted
@@ -208,6 +206,11 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="Whom it may share a VM with, in a pool that isolates.",
     ),
     click.option("--tag", multiple=True, metavar="TAG", help="A word to find it by. Repeatable."),
+    click.option(
+        "--wait-for-resources/--no-wait-for-resources",
+        default=None,
+        help="It starts on a VM with the newest resources of its pool.  [default: as the pool says]",
+    ),
     click.option("--pin-cpus", is_flag=True, help="It gets CPUs of its own."),
     click.option(
         "--max-queue-time", type=DURATION, help="It is ended if it has not started by then."

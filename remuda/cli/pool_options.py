@@ -16,7 +16,9 @@ from remuda.cli.types import (
     SIZE,
     SPAN,
     Assignment,
+    Input,
     JsonValue,
+    inputs_of,
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,6 +31,7 @@ _FIELDS = {
     "shortname": "shortname",
     "completion_ttl": "completion_ttl",
     "auto_delete": "auto_delete",
+    "wait_for_resources": "wait_for_resources",
     "slots_per_vm": "slots_per_vm",
     "memory_per_vm": "memory_bytes_per_vm",
     "gpus_per_vm": "gpus_per_vm",
@@ -83,6 +86,8 @@ def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field: options[name] for name, field in _FIELDS.items() if options[name] is not None}
     if options["tag"]:
         fields["tags"] = list(options["tag"])
+    if options["resource"]:
+        fields["resources"] = inputs_of(options["resource"])
     if options["label"]:
         fields["labels"] = dict(options["label"])
     if options["constraint"]:
@@ -323,6 +328,17 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         type=JsonValue(),
         multiple=True,
         help="What its VMs must be: min_cores=8, ssd=true; see docs/requirements.md. Repeatable.",
+    ),
+    click.option(
+        "--resource",
+        type=Input(),
+        multiple=True,
+        help="A file each VM has in $REMUDA_RESOURCES; or a folder, a pattern, a URL. Repeatable.",
+    ),
+    click.option(
+        "--wait-for-resources/--no-wait-for-resources",
+        default=None,
+        help="Jobs that do not say start on a VM with the newest resources only.",
     ),
     click.option(
         "--completion-ttl",

@@ -63,6 +63,8 @@ _POOL = (
     "constraints",
     "completion_ttl_s",
     "auto_delete",
+    "resources_version",
+    "wait_for_resources",
     "slots_per_vm",
     "memory_bytes_per_vm",
     "gpus_per_vm",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -248,6 +248,11 @@ class Input(_ParamType):
         if not name or not path:
             self.fail(f"{_shown(value)} is neither PATH nor NAME=PATH", param, ctx)
         return name, path
+
+
+def inputs_of(given: Sequence[str | tuple[str, str]]) -> list[str | tuple[str, str]]:
+    """Return inputs as specs have them: their pairs are (here, there), the options' "there=here"."""
+    return [item if isinstance(item, str) else (item[1], item[0]) for item in given]
 
 
 class Output(_ParamType):

@@ -7,7 +7,7 @@ from typing import Any
 
 from remuda.finding import FoundInput, found_inputs
 from remuda.spec_files import Input, is_url
-from remuda.storage import Storage
+from remuda.storage import INPUTS, Storage
 
 __all__ = ["InputFinder"]
 
@@ -15,8 +15,9 @@ __all__ = ["InputFinder"]
 class InputFinder:
     """Turns inputs into rows of a spec."""
 
-    def __init__(self, storage: Storage, here: str) -> None:
-        """`here`: where relative paths start."""
+    def __init__(self, storage: Storage, here: str, *, folder: str = INPUTS) -> None:
+        """`here`: where relative paths start. `folder`: where in the storage they are kept."""
+        self._folder = folder
         self._storage = storage
         self._here = here
 
@@ -30,7 +31,7 @@ class InputFinder:
     def _row(self, found: FoundInput) -> dict[str, Any]:
         if is_url(found.path):
             return {"name": found.name, "url": found.path, "sha256": "", "size": 0, "mode": 0o644}
-        stored = self._storage.put_file(found.path, name=found.shown)
+        stored = self._storage.put_file(found.path, name=found.shown, folder=self._folder)
         return {
             "name": found.name,
             "url": stored.url,

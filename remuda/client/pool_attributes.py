@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from remuda.client import pool_settings
-from remuda.models.pool_life import UNTIL_SUBMITTED, too_late
+from remuda.models.pool_fields import UNTIL_SUBMITTED
+from remuda.models.pool_life import too_late
 from remuda.models.states import PoolState
 from remuda.retries import RetryPolicy, retry_of
 
@@ -49,8 +50,8 @@ class Setting(Generic[T]):
 
     def __set__(self, pool: PoolAttributes, value: Any) -> None:
         [checked] = pool_settings.checked({self._name: value}).values()
-        if self.column in UNTIL_SUBMITTED and pool._get("state") != PoolState.UNSUBMITTED:
-            raise too_late(pool.name, pool._get("state"), [self._name])
+        if self.column in UNTIL_SUBMITTED:
+            pool._not_submitted(self._name)
         pool._edits[self.column] = checked
 
 
@@ -88,6 +89,11 @@ class PoolAttributes:
     def _get(self, column: str) -> Any:
         """See Pool."""
         raise NotImplementedError
+
+    def _not_submitted(self, what: str) -> None:
+        """Raise SetTooLate unless `what`, settable until submit, can be set still."""
+        if self._get("state") != PoolState.UNSUBMITTED:
+            raise too_late(self.name, self._get("state"), [what])
 
     name = Setting("name", str, "What it is called; until it is submitted.")
     _shortname: Setting[str | None] = Setting("shortname", _same, "See `shortname`.")
@@ -151,6 +157,12 @@ class PoolAttributes:
         "auto_delete",
         bool,
         "Whether it is deleted, once closed, when its owner may have no more pools; until submitted.",
+    )
+
+    wait_for_resources = Setting(
+        "wait_for_resources",
+        bool,
+        "Whether jobs that do not say wait for the newest resources; until it is submitted.",
     )
 
     @property

@@ -11,7 +11,7 @@ from remuda.checks import seconds, shown, text_of, whole
 from remuda.constraints import architecture_of, constraints_of, tags_of
 from remuda.errors import BadInput
 from remuda.kinds import BACKENDS, PROVIDERS, find_kind
-from remuda.models.pool_life import SETTABLE
+from remuda.models.pool_fields import SETTABLE
 from remuda.models.states import NO_BACKEND
 from remuda.offers import offer_row, offers_of
 from remuda.policy_rows import policies_of, policy_row
@@ -267,6 +267,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "constraints": _constraints,
     "completion_ttl_s": lambda what, v: span_of(what, v, most_s=10 * _YEAR_S),
     "auto_delete": _flag,
+    "wait_for_resources": _flag,
+    "resources": lambda _, v: v,  # found and stored by who sets them, see pool_resources
     "settings": plain_mapping,
     "tags": _words,
     "isolation": _isolation,

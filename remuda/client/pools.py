@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,6 +14,7 @@ from remuda.checks import shown
 from remuda.client import pool_settings
 from remuda.client.pool_changes import PoolChanges
 from remuda.client.pool_outputs import PoolOutputs
+from remuda.client.pool_resources import PoolResources, stored
 from remuda.client.pool_words import explain_pool
 from remuda.errors import (
     AlreadyExists,
@@ -36,7 +38,7 @@ DEFAULT_POOL = "default"
 _BACKENDS = {"command": "ssh", "ec2": "ssh", "libvirt": "ssh", "openstack": "ssh", "static": "ssh"}
 
 
-class Pool(PoolChanges, PoolOutputs):
+class Pool(PoolChanges, PoolOutputs, PoolResources):
     """One pool; what it tells is read anew when it is older than `update_cache_time` seconds.
 
     What is set on it (`pool.tags = [...]`) is kept here until `commit` or `submit`.
@@ -172,7 +174,11 @@ class Pool(PoolChanges, PoolOutputs):
 
     def set(self, **fields: Any) -> None:
         """Change settings at once, all or none; raises BadInput, SetTooLate, Refused."""
-        self._change(self._checked(pool_settings.checked(fields)))
+        checked = self._checked(pool_settings.checked(fields))
+        if "resources" in checked:
+            self._not_submitted("resources")
+            checked["resources"] = stored(self._context.storage, self.uuid, checked["resources"])
+        self._change(checked)
 
     def commit(self) -> None:
         """Change what was set on this handle, all or none.
@@ -278,8 +284,14 @@ def create(
     if not installed_elsewhere:
         others = [offer["provider"] for offer in fields.get("offers", ()) if offer.get("provider")]
         pool_settings.installed([provider, *others], kinds["backend"])
+    identity = str(uuid.uuid4())
+    if "resources" in fields:
+        files = stored(context.storage, identity, fields["resources"])
+        fields = {**fields, "resources": files}
     made = context.commit(
-        lambda c: pool_life.insert_pool(c, name, owner=context.owner, fields=fields, **kinds)
+        lambda c: pool_life.insert_pool(
+            c, name, owner=context.owner, fields=fields, uuid=identity, **kinds
+        )
     )
     return Pool(context, context.read(lambda c: query.pools(c, ids=[made]))[0])
 

@@ -51,6 +51,7 @@ class Preparer:
             epilogue=_words(spec.epilogue),
             join_output=spec.join_output,
             output_limit_bytes=spec.output_limit_bytes or self._limit,
+            wait_for_resources=spec.wait_for_resources,
         )
         self._last = (spec, row)
         return row

@@ -6,6 +6,7 @@ from remuda.models.budgets import Budget
 from remuda.models.command_vms import CommandCounter, CommandVm
 from remuda.models.jobs import Job, JobArray, JobSpecRow
 from remuda.models.lease_tables import Lease, LeaseRequest
+from remuda.models.pool_resources import PoolResource
 from remuda.models.pools import Image, OfferRefusal, Owner, Pool, Quota, Usage
 from remuda.models.sizing_decisions import SizingDecision
 from remuda.models.states import (
@@ -41,6 +42,7 @@ __all__ = [
     "OutputChunk",
     "Owner",
     "Pool",
+    "PoolResource",
     "PoolState",
     "Quota",
     "Reason",

@@ -101,6 +101,13 @@ def move_storage(connection: Connection, old: str, new: str) -> int:
     ).rowcount
     moved += connection.execute(
         text(
+            """UPDATE pool_resources SET url = :new || substr(url, length(:old) + 1)
+               WHERE starts_with(url, :old || '/')"""
+        ),
+        {"old": old, "new": new},
+    ).rowcount
+    moved += connection.execute(
+        text(
             """UPDATE job_specs SET inputs = (
                  SELECT jsonb_agg(CASE WHEN starts_with(i->>'url', :old || '/')
                    THEN jsonb_set(i, '{url}', to_jsonb(:new || substr(i->>'url', length(:old) + 1)))

@@ -60,6 +60,7 @@ class JobSpecRow(Base):
     epilogue: Mapped[JsonList | None]
     join_output: Mapped[bool] = mapped_column(server_default="false")
     output_limit_bytes: Mapped[BigInt] = mapped_column(server_default="67108864")
+    wait_for_resources: Mapped[bool | None]  # of the pool; None: as the pool says
 
 
 class JobArray(Base):

@@ -17,81 +17,15 @@ from remuda.errors import (
     SetTooLate,
     UnknownPool,
 )
+from remuda.models import pool_resources
 from remuda.models.base import sql_list
 from remuda.models.cancel import request_cancel
 from remuda.models.database import first_line, rows
 from remuda.models.pool_deletion import make_room
+from remuda.models.pool_fields import SETTABLE, UNTIL_SUBMITTED
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.submit import owner_id
 
-SETTABLE = {
-    "name",
-    "shortname",
-    "labels",
-    "constraints",
-    "completion_ttl_s",
-    "auto_delete",
-    "settings",
-    "tags",
-    "isolation",
-    "slots_per_vm",
-    "memory_bytes_per_vm",
-    "gpus_per_vm",
-    "constants",
-    "preparation",
-    "preparation_timeout_s",
-    "retry",
-    "instance_count",
-    "is_elastic",
-    "elastic_minimum_slots",
-    "elastic_maximum_slots",
-    "elastic_minimum_idle_slots",
-    "elastic_minimum_idle_time_s",
-    "elastic_resize_factor",
-    "elastic_resize_period_s",
-    "policies",
-    "sizing_group",
-    "datacenter",
-    "offer_order",
-    "heartbeat_s",
-    "stalling_interval_s",
-    "architecture",
-    "check_interval_s",
-    "check_timeout_s",
-    "max_check_fails",
-    "min_free_disk_bytes",
-    "health_command",
-    "max_vm_age_s",
-    "max_jobs_per_vm",
-    "dead_man_s",
-    "dead_man_command",
-    "reboot_command",
-    "offers",
-    "launch_timeout_s",
-    "launch_retries",
-    "max_starting",
-    "spawn_interval_s",
-    "max_vms_per_owner",
-    "tag_priorities",
-    "reuse_opportunity_s",
-    "reuse_max_count",
-    "reuse_max_s",
-}
-UNTIL_SUBMITTED = {
-    "name",
-    "shortname",
-    "constraints",
-    "completion_ttl_s",
-    "auto_delete",
-    "architecture",
-    "settings",
-    "isolation",
-    "slots_per_vm",
-    "memory_bytes_per_vm",
-    "gpus_per_vm",
-    "preparation",
-    "preparation_timeout_s",
-}
 _NOT_ENDED = "state NOT IN ('CLOSED', 'PENDING_DELETE')"
 
 
@@ -149,8 +83,9 @@ def insert_pool(
     backend: str,
     image: str = "default",
     fields: Mapping[str, Any],
+    uuid: str | None = None,
 ) -> int:
-    """Insert a pool in UNSUBMITTED and return its id.
+    """Insert a pool in UNSUBMITTED and return its id; `uuid` None: it is given one.
 
     Raises AlreadyExists for a taken name, PoolLimitReached if the owner may have no more.
     """
@@ -163,7 +98,8 @@ def insert_pool(
         "image_id": image_id(connection, provider, image),
         "provider": provider,
         "backend": backend,
-        **fields,
+        **_columns(fields),
+        **({} if uuid is None else {"uuid": uuid}),
     }
     names = ", ".join(columns)
     values = ", ".join(_value(column, value) for column, value in columns.items())
@@ -175,6 +111,8 @@ def insert_pool(
             )
     except (IntegrityError, DataError) as error:
         raise _wrong(error, columns) from None
+    if fields.get("resources"):
+        pool_resources.replace(connection, int(made), fields["resources"])
     return int(made)
 
 
@@ -199,7 +137,8 @@ def change_pool(connection: Connection, pool_id: int, fields: Mapping[str, Any])
             f"pool {found[0]['name']} is {state}: cannot set {', '.join(sorted(fields))}",
             hint="the pool has ended",
         )
-    assignments = ", ".join(f"{column} = {_value(column, v)}" for column, v in fields.items())
+    columns = _columns(fields)
+    assignments = ", ".join(f"{column} = {_value(column, v)}" for column, v in columns.items())
     if "policies" in fields:  # which of them rules is found with the next sweep
         assignments += ", policy_changes_at = now()"
     try:
@@ -208,10 +147,12 @@ def change_pool(connection: Connection, pool_id: int, fields: Mapping[str, Any])
                 text(
                     f"UPDATE pools SET {assignments}, updated_at = clock_timestamp() WHERE id = :id"
                 ),
-                {**_bound(fields), "id": pool_id},
+                {**_bound(columns), "id": pool_id},
             )
     except (IntegrityError, DataError) as error:
-        raise _wrong(error, fields) from None
+        raise _wrong(error, columns) from None
+    if "resources" in fields:
+        pool_resources.replace(connection, pool_id, fields["resources"])
 
 
 def too_late(name: str, state: str, columns: Sequence[str]) -> SetTooLate:
@@ -347,6 +288,14 @@ def _wrong(error: DBAPIError, columns: Mapping[str, Any]) -> RemudaError:
     return BadInput(
         f"the pool would break the rule {constraint}" if constraint else first_line(error.orig)
     )
+
+
+def _columns(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that are columns; resources have a table, and a version here."""
+    columns = {name: value for name, value in fields.items() if name != "resources"}
+    if "resources" in fields:
+        columns["resources_version"] = int(bool(fields["resources"]))
+    return columns
 
 
 def _value(column: str, value: Any) -> str:

@@ -286,6 +286,9 @@ class Pool(Base):
     constraints: Mapped[Json] = mapped_column(server_default="{}")  # that its VMs must meet
     completion_ttl_s: Mapped[float | None]  # deleted so long after its end; None: it stays
     auto_delete: Mapped[bool] = mapped_column(server_default="false")  # once closed, for room
+    # What its VMs have: see pool_resources; whether jobs that do not say wait for the newest.
+    resources_version: Mapped[BigInt] = mapped_column(server_default="0")
+    wait_for_resources: Mapped[bool] = mapped_column(server_default="false")
     # What goes with it when it is deleted, and when that was done.
     purge_results: Mapped[bool] = mapped_column(server_default="false")
     purge_resources: Mapped[bool] = mapped_column(server_default="false")

@@ -32,6 +32,7 @@ class NewSpec:
     epilogue: list[str] | None = None
     join_output: bool = False
     output_limit_bytes: int = 64 << 20
+    wait_for_resources: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +101,13 @@ def new_job(
 
 _INSERT_SPECS = text("""
     INSERT INTO job_specs (id, command, environment, inputs, outputs, output_dir, overwrite, workdir,
-                           prologue, epilogue, join_output, output_limit_bytes)
+                           prologue, epilogue, join_output, output_limit_bytes,
+                           wait_for_resources)
     OVERRIDING SYSTEM VALUE
     SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
         id bigint, command jsonb, environment jsonb, inputs jsonb, outputs jsonb, output_dir text,
         overwrite boolean, workdir text, prologue jsonb, epilogue jsonb, join_output boolean,
-        output_limit_bytes bigint)
+        output_limit_bytes bigint, wait_for_resources boolean)
 """)
 
 # A key that is already there leaves the first job as it is: a repeated submit finds it.

@@ -106,6 +106,7 @@ class Vm(Base):
     watch_renewed_at: Mapped[Timestamp | None]
     listening_since: Mapped[Timestamp | None]
 
+    resources_version: Mapped[BigInt] = mapped_column(server_default="0")  # of its pool
     created_at: Mapped[Created]
     submitted_at: Mapped[Timestamp | None]
     running_at: Mapped[Timestamp | None]

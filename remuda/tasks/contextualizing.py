@@ -17,7 +17,7 @@ from remuda.models import images, launches, vm_life, watches
 from remuda.models import machines as models
 from remuda.models.sizing import note_launch
 from remuda.models.states import NO_BACKEND, VmState
-from remuda.tasks import logs, recording
+from remuda.tasks import logs, recording, resources
 from remuda.tasks.links import CONNECT_TIMEOUT_S, vm_address
 from remuda.tasks.runtime import Runtime
 from remuda.workers import fitness
@@ -76,6 +76,7 @@ def contextualize(runtime: Runtime, vm_id: int) -> bool:
         measured = _measured(hello, row)
         _compare(runtime, row, hello, measured)
         configure(channel, hello, row)
+        resources.bring(runtime, vm, channel, runtime.links.backend(vm["backend"]))
         result = None
         if row["preparation"]:
             _begin(runtime, vm_id, measured)

@@ -18,6 +18,7 @@ from remuda.tasks import (
     names,
     placing,
     purging,
+    resources,
     retiring,
     sizing,
 )
@@ -119,6 +120,13 @@ def watch_budgets() -> str | None:
     """Compare what was spent with the budgets."""
     changed = budgeting.watch_budgets(get_runtime())
     return f"{counted(changed, 'budget')} at another level" if changed else None
+
+
+@app.task(name=names.SYNCHRONIZE_ALL, base=Sweep)  # type: ignore[untyped-decorator]
+def synchronize_all() -> str | None:
+    """Have VMs brought the resources they lack."""
+    lacking = resources.synchronize_all(get_runtime())
+    return f"{counted(lacking, 'VM')} to get resources" if lacking else None
 
 
 @app.task(name=names.PURGE_POOLS, base=Sweep)  # type: ignore[untyped-decorator]

@@ -64,6 +64,16 @@ def update_job_state(vm_id: int) -> None:
     _send(names.UPDATE_JOB_STATE, vm_id)
 
 
+def synchronize(vm_id: int) -> None:
+    """Have a VM brought the resources of its pool."""
+    _send(names.SYNCHRONIZE, vm_id)
+
+
+def synchronize_all() -> None:
+    """Have every VM brought the resources it lacks."""
+    _send(names.SYNCHRONIZE_ALL)
+
+
 def reconcile_vms() -> None:
     """Have rows and providers compared now."""
     _send(names.RECONCILE_VMS)

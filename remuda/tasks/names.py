@@ -24,6 +24,8 @@ RECONCILE_VMS = "remuda.reconcile_vms"
 RECONCILE_JOBS = "remuda.reconcile_jobs"
 EXPIRE = "remuda.expire"
 WATCH_BUDGETS = "remuda.watch_budgets"
+SYNCHRONIZE = "remuda.synchronize"
+SYNCHRONIZE_ALL = "remuda.synchronize_all"
 PURGE_POOLS = "remuda.purge_pools"
 
 QUEUE_OF = {
@@ -37,6 +39,8 @@ QUEUE_OF = {
     RECONCILE_JOBS: CONTROL,
     EXPIRE: CONTROL,
     WATCH_BUDGETS: CONTROL,
+    SYNCHRONIZE: VMS,
+    SYNCHRONIZE_ALL: CONTROL,
     PURGE_POOLS: JOBS,
     SERVE_LEASES: CONTROL,
     SUBMIT_JOB: JOBS,
@@ -63,5 +67,6 @@ PERIODS = {
     RETIRE_VMS: 3.0,
     EXPIRE: 30.0,
     WATCH_BUDGETS: 10.0,
+    SYNCHRONIZE_ALL: 5.0,
     PURGE_POOLS: 15.0,
 }

@@ -19,7 +19,7 @@ from remuda.models import starting, usage
 from remuda.models.exits import lock_journal, record_ends
 from remuda.models.watches import vm_for_channel
 from remuda.spec_files import filler
-from remuda.tasks import decisions, logs, messages
+from remuda.tasks import decisions, logs, messages, resources
 from remuda.tasks.links import vm_address
 from remuda.tasks.runtime import Runtime
 from remuda.workers import placement
@@ -234,8 +234,8 @@ def hand_over(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int]) -> None:
     )
     if vm is None:
         return
-    here = [row for row in rows if not row["inputs"]]
-    there = [row["attempt_id"] for row in rows if row["inputs"]]
+    here = [row for row in rows if not _takes_long(row)]
+    there = [row["attempt_id"] for row in rows if _takes_long(row)]
     if there:
         messages.submit_job(vm_id, there)
     if here:
@@ -246,6 +246,10 @@ def hand_over(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int]) -> None:
         except VmUnreachable as error:
             log.info("VM %d left before its jobs were handed over: %s", vm_id, error)
             messages.submit_job(vm_id, [row["attempt_id"] for row in here])
+
+
+def _takes_long(row: Mapping[str, Any]) -> bool:
+    return bool(row["inputs"]) or row["lacks_resources"]
 
 
 def submit_job(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int] | None = None) -> int:
@@ -267,6 +271,14 @@ def submit_job(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int] | None =
     channel = runtime.links.get(vm)
     backend = runtime.links.backend(vm["backend"])
     jobs = [_start_job(row) for row in rows]
+    if any(row["lacks_resources"] for row in rows):
+        try:
+            resources.bring(runtime, vm, channel, backend)
+        except DataStagingError as error:
+            waiting = [row["attempt_id"] for row in rows if row["lacks_resources"]]
+            for attempt_id in waiting:
+                _fail(runtime, vm_id, attempt_id, str(error))
+            jobs = [job for job in jobs if job.attempt_id not in waiting]
     try:
         states = backend.submit_jobs(channel, vm_address(vm), jobs, floor=floor)
     except DataStagingError as error:

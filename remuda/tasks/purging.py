@@ -34,6 +34,8 @@ def purge_pools(runtime: Runtime) -> int:
                     break
             if time.monotonic() >= until:
                 return count
+            if pool["purge_resources"]:
+                storage.remove(f"pools/{pool['uuid']}")
         except RemudaError as error:
             log.warning("what pool %s leaves cannot be removed: %s", pool["uuid"], error)
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from remuda.errors import ProviderError
-from remuda.tasks import health, launching, leasing, ledger, machines, names
+from remuda.tasks import health, launching, leasing, ledger, machines, names, resources
 from remuda.tasks.app import app
 from remuda.tasks.flower.sweeps import Sweep
 from remuda.tasks.flower.wording import counted
@@ -30,6 +30,13 @@ def terminate_vm(vm_id: int) -> str:
     except ProviderError as error:
         log.warning("VM %d is not terminated yet: %s", vm_id, error, extra={"vm_id": vm_id})
         return f"{get_runtime().vm_name(vm_id)} is not terminated yet: {error}"
+
+
+@app.task(name=names.SYNCHRONIZE)  # type: ignore[untyped-decorator]
+def synchronize(vm_id: int) -> str:
+    """Bring a VM the resources of its pool."""
+    done = resources.tried(get_runtime(), vm_id)
+    return f"{get_runtime().vm_name(vm_id)} {'has' if done else 'gets no'} new resources"
 
 
 @app.task(name=names.CHECK_VMS, base=Sweep)  # type: ignore[untyped-decorator]

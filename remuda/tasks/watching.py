@@ -231,6 +231,8 @@ class Watcher:
                 cancelling.stop_vms(runtime)
             if "ledger" in wakes:
                 messages.reconcile_vms()
+            if "resources" in wakes:
+                messages.synchronize_all()
             if "retire" in wakes:
                 messages.retire_vms()
             if "watch" in wakes:

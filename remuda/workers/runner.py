@@ -55,7 +55,7 @@ class Runner(Ending):
 
     features = (
         *("check", "dead_man", "extend", "files", "follow", "peek", "prepare", "reboot"),
-        *("resume", "said", "signal", "suspend"),
+        *("resources", "resume", "said", "signal", "suspend"),
     )
 
     def __init__(self, home: str, *, memory: int, heartbeat: float, **options: Any) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from remuda import AlreadyExists, BadInput, Pool, Refused, RetryPolicy, UnknownPool
 from remuda.client.pool_attributes import PoolAttributes, Setting
 from remuda.errors import SetTooLate
-from remuda.models.pool_life import UNTIL_SUBMITTED
+from remuda.models.pool_fields import UNTIL_SUBMITTED
 from tests.integration.workbench import Workbench
 from tests.integration.yard import Yard, yard
 
@@ -43,6 +43,7 @@ GOOD: dict[str, Any] = {
     "elastic_resize_period_s": 2.0,
     "completion_ttl": timedelta(days=1, hours=2),
     "auto_delete": True,
+    "wait_for_resources": True,
 }
 SETTINGS = {n: s for n, s in vars(PoolAttributes).items() if isinstance(s, Setting) and n[0] != "_"}
 

@@ -132,6 +132,14 @@ class FakePool:
     def fresh_stdout(self, instance: int | str | None) -> bytes:
         return b"new of %s" % str(instance).encode()
 
+    @property
+    def resources(self) -> list[dict[str, Any]]:
+        return [{"name": "a", "url": "file:///a", "sha256": "1", "size": 3, "version": 2}]
+
+    def update_resources(self, inputs: Sequence[Any]) -> int:
+        self.calls.append(("update_resources", inputs))
+        return len(inputs)
+
     def explain(self) -> list[str]:
         return ["Because."]
 

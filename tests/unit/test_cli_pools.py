@@ -195,3 +195,18 @@ def test_what_vms_say(client: FakeClient) -> None:
     client.by_name["sim"].fields["state"] = "CLOSED"
     assert remuda("pool logs sim -f").stdout == "new of None"
     assert remuda("pool logs sim -f --fresh").exit_code == 2
+
+
+def test_resources(client: FakeClient) -> None:
+    remuda("pool create sim --resource a.bin --resource b=/x/b --wait-for-resources")
+    assert client.calls[0][1][1]["resources"] == ["a.bin", ("/x/b", "b")]
+    assert client.calls[0][1][1]["wait_for_resources"] is True
+    assert "file:///a" in remuda("pool resources sim").stdout
+    assert client.calls[1:] == []
+    result = remuda("pool resources sim c d=https://example.org/d")
+    assert "2 resources new" in result.stderr
+    assert remuda("pool resources sim --update --json").exit_code == 0
+    assert client.calls[1:] == [
+        ("update_resources", ["c", ("https://example.org/d", "d")]),
+        ("update_resources", []),
+    ]

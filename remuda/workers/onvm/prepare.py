@@ -19,7 +19,7 @@ from remuda.workers.onvm.executor import EXIT_CODES, KILL_S
 from remuda.workers.onvm.job import NEVER
 from remuda.workers.onvm.ledger import dumps
 from remuda.workers.onvm.processes import launch, now, signal_tree, slurp
-from remuda.workers.onvm.saying import Saying
+from remuda.workers.onvm.resources import Resources
 
 TAIL = 64 << 10  # bytes of output that are kept
 PIECE = 1 << 16
@@ -58,7 +58,7 @@ class Preparation:
         return {"key": self.key, **about, "timed_out": self.timed_out, **end}
 
 
-class Preparing(Saying):
+class Preparing(Resources):
     """The request `prepare`, and what follows from it."""
 
     def __init__(self, home: str, **options: Any) -> None:

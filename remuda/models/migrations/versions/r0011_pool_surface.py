@@ -30,6 +30,34 @@ def upgrade() -> None:
     _check("owners", "max_pools", "max_pools >= 0")
     _pools()
     _vm_outputs()
+    _resources()
+
+
+def _version() -> sa.Column[Any]:
+    return sa.Column("resources_version", sa.BigInteger(), server_default="0", nullable=False)
+
+
+def _resources() -> None:
+    op.create_table(
+        "pool_resources",
+        sa.Column("pool_id", sa.BigInteger(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.Text(), server_default="", nullable=False),
+        sa.Column("size", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("mode", sa.Integer(), server_default="420", nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("pool_id", "name", name=op.f("pk_pool_resources")),
+        sa.ForeignKeyConstraint(
+            ["pool_id"], ["pools.id"], name=op.f("fk_pool_resources_pool_id"), ondelete="CASCADE"
+        ),
+    )
+    _check("pool_resources", "size", "size >= 0")
+    _check("pool_resources", "version", "version > 0")
+    op.add_column("pools", _version())
+    op.add_column("pools", _flag("wait_for_resources"))
+    op.add_column("vms", _version())
+    op.add_column("job_specs", sa.Column("wait_for_resources", sa.Boolean()))
 
 
 def _vm_outputs() -> None:
