@@ -48,6 +48,12 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(default_factory=lambda: _xdg("XDG_DATA_HOME", ".local/share"))
     state_dir: Path = Field(default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"))
+    secrets_keys: SecretStr | None = Field(
+        None, description="keys that secrets are encrypted with, the first encrypts; by comma"
+    )
+    secrets_key_file: Path | None = Field(
+        None, description="a file of such keys, one a line; unset: secrets.keys of data_dir"
+    )
     owner: str = Field("", description="whose jobs these are; empty: the user's login name")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "json"
@@ -95,10 +101,10 @@ class Settings(BaseSettings):
     max_inline_output_bytes: int = Field(65536, ge=0, le=1 << 20)
     output_limit_bytes: int = Field(64 << 20, ge=4096, description="of stdout and stderr each")
 
-    @field_validator("data_dir", "state_dir")
+    @field_validator("data_dir", "state_dir", "secrets_key_file")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @property
     def embedded(self) -> bool:

@@ -4,6 +4,7 @@ RemudaError
 ├── BadInput (ValueError)            what was given can never be right
 ├── ConfigError                      a setting is missing or wrong
 ├── NotFound (LookupError)           UnknownPool, UnknownJob, UnknownArray, UnknownOwner,
+│   │                                UnknownLease, UnknownSecret,
 │   └── InstanceNotFound (KeyError)  an unknown VM
 ├── AlreadyExists                    the name is taken
 ├── Refused                          the state forbids it; nothing was changed
@@ -12,6 +13,7 @@ RemudaError
 │   ├── PoolLimitReached             the owner may have no more pools
 │   └── StaleHolder                  an old fencing token
 ├── Unreachable                      DatabaseUnavailable, BrokerUnavailable, VmUnreachable
+├── SecretUnreadable                 the key it was encrypted with is not here
 ├── EmbeddedError                    the one-machine default cannot run here
 ├── BackendError                     running a job on a resource
 │   ├── Recoverable                  MaximumCapacityReached, ResourceNotReady
@@ -68,6 +70,10 @@ class UnknownOwner(NotFound):
     """There is no owner of that name."""
 
 
+class UnknownSecret(NotFound):
+    """There is no secret of that name."""
+
+
 class UnknownLease(NotFound):
     """There is no lease of that id."""
 
@@ -116,6 +122,10 @@ class BrokerUnavailable(Unreachable):
 
 class VmUnreachable(Unreachable):
     """The VM does not answer."""
+
+
+class SecretUnreadable(RemudaError):
+    """The key the secret was encrypted with is not here."""
 
 
 class EmbeddedError(RemudaError):

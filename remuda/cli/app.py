@@ -20,6 +20,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "budget": Entry("app:budget", "Limit what pools and owners spend."),
         "image": Entry("app:image", "Look at images; trust or distrust them."),
         "lease": Entry("app:lease", "Look at leases, release, renew or revoke them."),
+        "secret": Entry("app:secret", "Store secrets for jobs; rotate their keys."),
         "owner": Entry("app:owner", "Look at owners and their limits."),
         "demo": Entry("demo", "Render a picture on an elastic pool, with live progress."),
     },
@@ -131,6 +132,14 @@ BUDGET = {
     "remove": Entry("cost:remove", "Remove a budget."),
 }
 
+SECRET = {
+    "put": Entry("secret:put", "Store a secret."),
+    "list": Entry("secret:list_secrets", "List secrets, without their values."),
+    "delete": Entry("secret:delete", "Remove secrets."),
+    "init": Entry("secret:init", "Make a key ring, unless there is one."),
+    "rotate": Entry("secret:rotate", "Encrypt all secrets with a new key."),
+}
+
 DB = {
     "upgrade": Entry("db:upgrade", "Bring the schema to this release's revision."),
     "check": Entry("db:check", "Fail unless the schema is this release's."),
@@ -152,6 +161,9 @@ lease = LazyGroup(
 )
 owner = LazyGroup("owner", {"Commands": OWNER}, help="Look at owners and their limits.")
 budget = LazyGroup("budget", {"Commands": BUDGET}, help="Limit what pools and owners spend.")
+secret = LazyGroup(
+    "secret", {"Commands": SECRET}, help="Store secrets for jobs; rotate their keys."
+)
 db = LazyGroup("db", {"Commands": DB}, help="Migrate, check, back up or restore the database.")
 
 

@@ -187,6 +187,7 @@ def show(name: str, as_json: bool) -> None:
             ("slots per VM", record["slots_per_vm"]),
             ("memory per VM", format_size(record["memory_bytes_per_vm"])),
             ("GPUs per VM", record["gpus_per_vm"] or None),
+            ("secrets", _pairs(record["secrets"])),
             ("constants", sorted(record["constants"] or ())),
             ("preparation", _words(record["preparation"])),
             ("to prepare within", _only_with(record, "preparation", "preparation_timeout_s")),

@@ -86,6 +86,9 @@ def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field: options[name] for name, field in _FIELDS.items() if options[name] is not None}
     if options["tag"]:
         fields["tags"] = list(options["tag"])
+    access = _access(options)
+    if access is not None:
+        fields["secrets"] = access
     if options["resource"]:
         fields["resources"] = inputs_of(options["resource"])
     if options["label"]:
@@ -105,6 +108,16 @@ def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
     if options["setting"]:
         fields["settings"] = dict(options["setting"])
     return fields
+
+
+def _access(options: Mapping[str, Any]) -> dict[str, list[str]] | None:
+    """Return which secrets its jobs are given; None: nothing is said of it."""
+    given = {"names": list(options["secret"]), "prefixes": list(options["secret_prefix"])}
+    if options["no_secrets"]:
+        if any(given.values()):
+            raise click.UsageError("--no-secrets goes with no other secrets")
+        return {}
+    return given if any(given.values()) else None
 
 
 def elastic_of(options: Mapping[str, Any], *, provider: str) -> dict[str, Any]:
@@ -335,6 +348,19 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         multiple=True,
         help="A file each VM has in $REMUDA_RESOURCES; or a folder, a pattern, a URL. Repeatable.",
     ),
+    click.option(
+        "--secret",
+        multiple=True,
+        metavar="NAME",
+        help="A secret that its owner's jobs are given as a variable. Repeatable.",
+    ),
+    click.option(
+        "--secret-prefix",
+        multiple=True,
+        metavar="PREFIX",
+        help="All secrets whose names begin so. Repeatable.",
+    ),
+    click.option("--no-secrets", is_flag=True, help="None any more."),
     click.option(
         "--wait-for-resources/--no-wait-for-resources",
         default=None,

@@ -64,6 +64,7 @@ _POOL = (
     "completion_ttl_s",
     "auto_delete",
     "resources_version",
+    "secrets",
     "wait_for_resources",
     "slots_per_vm",
     "memory_bytes_per_vm",

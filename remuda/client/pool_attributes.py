@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from remuda.client import pool_settings
+from remuda.models import secrets
 from remuda.models.pool_fields import UNTIL_SUBMITTED
 from remuda.models.pool_life import too_late
 from remuda.models.states import PoolState
@@ -159,6 +160,7 @@ class PoolAttributes:
         "Whether it is deleted, once closed, when its owner may have no more pools; until submitted.",
     )
 
+    _secrets = Setting[dict[str, list[str]]]("secrets", dict, "See `secrets`.")
     wait_for_resources = Setting(
         "wait_for_resources",
         bool,
@@ -176,3 +178,18 @@ class PoolAttributes:
     @shortname.setter
     def shortname(self, value: str | None) -> None:
         self._shortname = value
+
+    @property
+    def secrets(self) -> dict[str, list[str]]:
+        """Which of its owner's secrets the owner's jobs in it are given: {names, prefixes}.
+
+        Setting raises BadInput for names there is no secret of.
+        """
+        return self._secrets
+
+    @secrets.setter
+    def secrets(self, value: Mapping[str, Any]) -> None:
+        names = pool_settings.checked({"secrets": value})["secrets"].get("names", ())
+        owner = self._get("owner_id")
+        self._context.read(lambda c: secrets.check_names(c, owner, names))
+        self._secrets = value

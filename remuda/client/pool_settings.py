@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from remuda.checks import seconds, shown, text_of, whole
+from remuda.client.secret_access import access_of
 from remuda.constraints import architecture_of, constraints_of, tags_of
 from remuda.errors import BadInput
 from remuda.kinds import BACKENDS, PROVIDERS, find_kind
@@ -268,6 +269,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "completion_ttl_s": lambda what, v: span_of(what, v, most_s=10 * _YEAR_S),
     "auto_delete": _flag,
     "wait_for_resources": _flag,
+    "secrets": access_of,
     "resources": lambda _, v: v,  # found and stored by who sets them, see pool_resources
     "settings": plain_mapping,
     "tags": _words,

@@ -6,13 +6,13 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from remuda import clouds
 from remuda.checks import shown
 from remuda.client import pool_settings
 from remuda.client.pool_changes import PoolChanges
+from remuda.client.pool_facts import PoolFacts
 from remuda.client.pool_outputs import PoolOutputs
 from remuda.client.pool_resources import PoolResources, stored
 from remuda.client.pool_words import explain_pool
@@ -38,7 +38,7 @@ DEFAULT_POOL = "default"
 _BACKENDS = {"command": "ssh", "ec2": "ssh", "libvirt": "ssh", "openstack": "ssh", "static": "ssh"}
 
 
-class Pool(PoolChanges, PoolOutputs, PoolResources):
+class Pool(PoolChanges, PoolFacts, PoolOutputs, PoolResources):
     """One pool; what it tells is read anew when it is older than `update_cache_time` seconds.
 
     What is set on it (`pool.tags = [...]`) is kept here until `commit` or `submit`.
@@ -70,66 +70,6 @@ class Pool(PoolChanges, PoolOutputs, PoolResources):
     def provider(self) -> str:
         """What makes its VMs."""
         return str(self._row["provider"])
-
-    @property
-    def message(self) -> str | None:
-        """What went wrong last, if launches fail."""
-        return self._get("message")  # type: ignore[no-any-return]
-
-    @property
-    def errors(self) -> list[str]:
-        """What is wrong with it now: launches that fail, a loss that froze it, VMs in trouble."""
-        return self._context.read(lambda c: query.pool_errors(c, self.id))
-
-    @property
-    def created_at(self) -> datetime:
-        """When it was made."""
-        return self._row["created_at"]  # type: ignore[no-any-return]
-
-    @property
-    def updated_at(self) -> datetime:
-        """When it was last changed."""
-        return self._get("updated_at")  # type: ignore[no-any-return]
-
-    @property
-    def state_changed_at(self) -> datetime:
-        """When it came into its state."""
-        return self._get("state_changed_at")  # type: ignore[no-any-return]
-
-    @property
-    def previous_state_changed_at(self) -> datetime | None:
-        """When it came into the state before; None: this is its first."""
-        return self._get("previous_state_changed_at")  # type: ignore[no-any-return]
-
-    @property
-    def ended_at(self) -> datetime | None:
-        """When it was closed."""
-        return self._get("ended_at")  # type: ignore[no-any-return]
-
-    @property
-    def execution_time_s(self) -> float:
-        """CPU seconds, of all processes, that jobs have used on its VMs so far."""
-        return self._context.read(lambda c: query.pool_cpu_s(c, self.id))
-
-    @property
-    def running_core_count(self) -> int:
-        """How many slots its running VMs have."""
-        return int(self._get("slots"))
-
-    @property
-    def busy_core_count(self) -> int:
-        """How many of them its jobs use now."""
-        return int(self._get("busy_slots"))
-
-    @property
-    def running_instance_count(self) -> int:
-        """How many of its VMs are RUNNING."""
-        return int(self._get("running_vms"))
-
-    @property
-    def queued_or_running_task_instances_count(self) -> int:
-        """How many of its jobs have not ended."""
-        return int(self._get("waiting_jobs")) + int(self._get("live_jobs"))
 
     def info(self) -> dict[str, Any]:
         """Return all that is known of it, with counts of VMs, slots and jobs."""
@@ -233,6 +173,9 @@ class Pool(PoolChanges, PoolOutputs, PoolResources):
     def _checked(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields if they go together, and with what there is; raises BadInput."""
         pool_settings.check_bounds(fields, self.update().info())
+        if "secrets" in fields or "settings" in fields:
+            access = fields.get("secrets", self.secrets)
+            _check_secrets(access, self._row["backend"], fields.get("settings", self.settings))
         if "settings" in fields or "offers" in fields:
             settings = fields.get("settings", self.settings)
             _check_offers(self.provider, settings, fields.get("offers", self.offers))
@@ -281,6 +224,7 @@ def create(
                 f"offer {offer['name']}: VMs of {other} are not reached like those of {provider}",
                 hint=f"give it a pool of its own; all of this one's are reached by {kinds['backend']}",
             )
+    _check_secrets(fields.get("secrets"), kinds["backend"], fields.get("settings", {}))
     if not installed_elsewhere:
         others = [offer["provider"] for offer in fields.get("offers", ()) if offer.get("provider")]
         pool_settings.installed([provider, *others], kinds["backend"])
@@ -359,6 +303,17 @@ def _check_offers(
             if not offer.name:
                 raise
             raise BadInput(f"offer {offer.name}: {error.message}", hint=error.hint) from None
+
+
+def _check_secrets(
+    access: Mapping[str, Any] | None, backend: str, settings: Mapping[str, Any]
+) -> None:
+    """Refuse secrets for jobs of Slurm; raises BadInput."""
+    if access and (backend == "slurm" or "slurm" in settings):
+        raise BadInput(
+            "secrets cannot be given to jobs of Slurm: their environment is in its scripts",
+            hint="have the job fetch them itself",
+        )
 
 
 def _check_settings(provider: str, settings: Mapping[str, Any]) -> None:

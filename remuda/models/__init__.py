@@ -8,6 +8,7 @@ from remuda.models.jobs import Job, JobArray, JobSpecRow
 from remuda.models.lease_tables import Lease, LeaseRequest
 from remuda.models.pool_resources import PoolResource
 from remuda.models.pools import Image, OfferRefusal, Owner, Pool, Quota, Usage
+from remuda.models.secrets import Secret
 from remuda.models.sizing_decisions import SizingDecision
 from remuda.models.states import (
     AttemptState,
@@ -46,6 +47,7 @@ __all__ = [
     "PoolState",
     "Quota",
     "Reason",
+    "Secret",
     "SizingDecision",
     "Sweep",
     "Transition",

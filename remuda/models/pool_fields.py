@@ -11,6 +11,7 @@ SETTABLE = {
     "auto_delete",
     "wait_for_resources",
     "resources",
+    "secrets",
     "settings",
     "tags",
     "isolation",

@@ -17,7 +17,7 @@ from remuda.errors import (
     SetTooLate,
     UnknownPool,
 )
-from remuda.models import pool_resources
+from remuda.models import pool_resources, secrets
 from remuda.models.base import sql_list
 from remuda.models.cancel import request_cancel
 from remuda.models.database import first_line, rows
@@ -92,6 +92,7 @@ def insert_pool(
     _check_fields(fields)
     paying = owner_id(connection, owner)
     make_room(connection, paying)
+    secrets.check_names(connection, paying, fields.get("secrets", {}).get("names", ()))
     columns = {
         "name": name,
         "owner_id": paying,
@@ -137,6 +138,8 @@ def change_pool(connection: Connection, pool_id: int, fields: Mapping[str, Any])
             f"pool {found[0]['name']} is {state}: cannot set {', '.join(sorted(fields))}",
             hint="the pool has ended",
         )
+    wanted = fields.get("secrets", {}).get("names", ())
+    secrets.check_names(connection, found[0]["owner_id"], wanted)
     columns = _columns(fields)
     assignments = ", ".join(f"{column} = {_value(column, v)}" for column, v in columns.items())
     if "policies" in fields:  # which of them rules is found with the next sweep

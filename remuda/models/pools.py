@@ -289,6 +289,8 @@ class Pool(Base):
     # What its VMs have: see pool_resources; whether jobs that do not say wait for the newest.
     resources_version: Mapped[BigInt] = mapped_column(server_default="0")
     wait_for_resources: Mapped[bool] = mapped_column(server_default="false")
+    # Of its owner's secrets, those that the owner's jobs are given: {names, prefixes}.
+    secrets: Mapped[Json] = mapped_column(server_default="{}")
     # What goes with it when it is deleted, and when that was done.
     purge_results: Mapped[bool] = mapped_column(server_default="false")
     purge_resources: Mapped[bool] = mapped_column(server_default="false")

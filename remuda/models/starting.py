@@ -15,7 +15,8 @@ _TO_START = """
     SELECT a.id AS attempt_id, a.job_id, a.epoch, a.cores, a.memory_bytes, a.gpus, j.walltime_s,
            j.follow, j.array_index, j.params, j.owner_id, j.pin_cpus, s.command, s.environment,
            s.inputs, s.outputs, s.workdir, s.prologue, s.epilogue, s.join_output,
-           s.output_limit_bytes, p.constants,
+           s.output_limit_bytes, p.constants, p.id AS pool_id,
+           p.secrets <> '{}' AND p.owner_id = j.owner_id AS gets_secrets,
            coalesce(s.wait_for_resources, p.wait_for_resources)
              AND v.resources_version < p.resources_version AS lacks_resources
     FROM attempts a JOIN jobs j ON j.id = a.job_id JOIN job_specs s ON s.id = j.spec_id

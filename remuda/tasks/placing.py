@@ -13,7 +13,13 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy import Connection
 
 from remuda.config import Settings
-from remuda.errors import BackendError, DataStagingError, VmUnreachable
+from remuda.errors import (
+    BackendError,
+    ConfigError,
+    DataStagingError,
+    SecretUnreadable,
+    VmUnreachable,
+)
 from remuda.models import dispatch as models
 from remuda.models import starting, usage
 from remuda.models.exits import lock_journal, record_ends
@@ -22,6 +28,7 @@ from remuda.spec_files import filler
 from remuda.tasks import decisions, logs, messages, resources
 from remuda.tasks.links import vm_address
 from remuda.tasks.runtime import Runtime
+from remuda.tasks.secret_delivery import secrets_for
 from remuda.workers import placement
 from remuda.workers.backends.base import InputFile, OutputFile, StartJob
 
@@ -234,18 +241,33 @@ def hand_over(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int]) -> None:
     )
     if vm is None:
         return
+    rows, secrets = _with_secrets(runtime, vm_id, rows)
     here = [row for row in rows if not _takes_long(row)]
     there = [row["attempt_id"] for row in rows if _takes_long(row)]
     if there:
         messages.submit_job(vm_id, there)
     if here:
         backend = runtime.links.backend(vm["backend"])
-        jobs = [_start_job(row) for row in here]
+        jobs = [_start_job(row, secrets) for row in here]
         try:
             backend.post_jobs(channel, vm_address(vm), jobs, floor=floor)
         except VmUnreachable as error:
             log.info("VM %d left before its jobs were handed over: %s", vm_id, error)
             messages.submit_job(vm_id, [row["attempt_id"] for row in here])
+
+
+def _with_secrets(
+    runtime: Runtime, vm_id: int, rows: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[int, dict[str, str]]]:
+    """Return what can be started, and the secrets by pool; who cannot be given theirs has failed."""
+    try:
+        return rows, secrets_for(runtime, rows)
+    except (ConfigError, SecretUnreadable) as error:
+        log.error("jobs of VM %d cannot be given their secrets: %s", vm_id, error)
+        for row in rows:
+            if row["gets_secrets"]:
+                _fail(runtime, vm_id, row["attempt_id"], f"its secrets cannot be had: {error}")
+        return [row for row in rows if not row["gets_secrets"]], {}
 
 
 def _takes_long(row: Mapping[str, Any]) -> bool:
@@ -268,9 +290,10 @@ def submit_job(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int] | None =
     vm, rows, floor = found
     if vm is None or not rows:
         return 0
+    rows, secrets = _with_secrets(runtime, vm_id, rows)
     channel = runtime.links.get(vm)
     backend = runtime.links.backend(vm["backend"])
-    jobs = [_start_job(row) for row in rows]
+    jobs = [_start_job(row, secrets) for row in rows]
     if any(row["lacks_resources"] for row in rows):
         try:
             resources.bring(runtime, vm, channel, backend)
@@ -336,7 +359,7 @@ def _filled(fill: Callable[[str], str], words: Sequence[str] | None) -> tuple[st
     return None if words is None else tuple(map(fill, words))
 
 
-def _start_job(row: Mapping[str, Any]) -> StartJob:
+def _start_job(row: Mapping[str, Any], secrets: Mapping[int, Mapping[str, str]]) -> StartJob:
     index = row["array_index"]
     fill = filler(index, row["params"])
 
@@ -347,6 +370,7 @@ def _start_job(row: Mapping[str, Any]) -> StartJob:
         command=tuple(fill(word) for word in row["command"]),
         env={
             **row["constants"],
+            **(secrets[row["pool_id"]] if row["gets_secrets"] else {}),
             **{n: fill(v) if row["params"] else v for n, v in row["environment"].items()},
             **({} if index is None else {"REMUDA_ARRAY_INDEX": str(index)}),
         },

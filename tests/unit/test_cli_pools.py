@@ -210,3 +210,11 @@ def test_resources(client: FakeClient) -> None:
         ("update_resources", ["c", ("https://example.org/d", "d")]),
         ("update_resources", []),
     ]
+
+
+def test_which_secrets_jobs_are_given(client: FakeClient) -> None:
+    remuda("pool create sim --secret A --secret B --secret-prefix AWS_")
+    assert client.calls[0][1][1]["secrets"] == {"names": ["A", "B"], "prefixes": ["AWS_"]}
+    assert remuda("pool set sim --no-secrets").exit_code == 0
+    assert remuda("pool set sim --no-secrets --secret A").exit_code == 2
+    assert client.calls[1:] == [("set", {"secrets": {}})]

@@ -31,6 +31,30 @@ def upgrade() -> None:
     _pools()
     _vm_outputs()
     _resources()
+    _secrets()
+
+
+def _secrets() -> None:
+    op.add_column("pools", _mapping("secrets"))
+    op.create_table(
+        "secrets",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("owner_id", sa.BigInteger(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("stored", sa.LargeBinary(), nullable=False),
+        _now("created_at"),
+        _now("updated_at"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_secrets")),
+        sa.ForeignKeyConstraint(["owner_id"], ["owners.id"], name=op.f("fk_secrets_owner_id")),
+        sa.UniqueConstraint("owner_id", "name", name=op.f("uq_secrets_owner_id_name")),
+    )
+    _check("secrets", "name", "name ~ '^[A-Za-z_][A-Za-z0-9_]{0,199}$'")
+
+
+def _now(name: str) -> sa.Column[Any]:
+    return sa.Column(
+        name, sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+    )
 
 
 def _version() -> sa.Column[Any]:
