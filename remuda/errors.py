@@ -4,7 +4,7 @@ RemudaError
 ├── BadInput (ValueError)            what was given can never be right
 ├── ConfigError                      a setting is missing or wrong
 ├── NotFound (LookupError)           UnknownPool, UnknownJob, UnknownArray, UnknownOwner,
-│   │                                UnknownLease, UnknownSecret,
+│   │                                UnknownLease, UnknownSecret, UnknownProfile,
 │   └── InstanceNotFound (KeyError)  an unknown VM
 ├── AlreadyExists                    the name is taken
 ├── Refused                          the state forbids it; nothing was changed
@@ -68,6 +68,10 @@ class UnknownArray(NotFound):
 
 class UnknownOwner(NotFound):
     """There is no owner of that name."""
+
+
+class UnknownProfile(NotFound):
+    """There is no profile of that name."""
 
 
 class UnknownSecret(NotFound):

@@ -20,6 +20,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "budget": Entry("app:budget", "Limit what pools and owners spend."),
         "image": Entry("app:image", "Look at images; trust or distrust them."),
         "lease": Entry("app:lease", "Look at leases, release, renew or revoke them."),
+        "profile": Entry("app:profile", "Keep templates that pools are made from."),
         "secret": Entry("app:secret", "Store secrets for jobs; rotate their keys."),
         "owner": Entry("app:owner", "Look at owners and their limits."),
         "demo": Entry("demo", "Render a picture on an elastic pool, with live progress."),
@@ -132,6 +133,13 @@ BUDGET = {
     "remove": Entry("cost:remove", "Remove a budget."),
 }
 
+PROFILE = {
+    "create": Entry("profile:create", "Store a template of pools."),
+    "list": Entry("profile:list_profiles", "List profiles."),
+    "show": Entry("profile:show", "Show all of one profile."),
+    "delete": Entry("profile:delete", "Remove a profile."),
+}
+
 SECRET = {
     "put": Entry("secret:put", "Store a secret."),
     "list": Entry("secret:list_secrets", "List secrets, without their values."),
@@ -161,6 +169,9 @@ lease = LazyGroup(
 )
 owner = LazyGroup("owner", {"Commands": OWNER}, help="Look at owners and their limits.")
 budget = LazyGroup("budget", {"Commands": BUDGET}, help="Limit what pools and owners spend.")
+profile = LazyGroup(
+    "profile", {"Commands": PROFILE}, help="Keep templates that pools are made from."
+)
 secret = LazyGroup(
     "secret", {"Commands": SECRET}, help="Store secrets for jobs; rotate their keys."
 )

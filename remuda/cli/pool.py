@@ -47,15 +47,12 @@ _COLUMNS = [
 
 @click.command("create", cls=Command, short_help="Create a pool and open it for jobs.")
 @click.argument("name")
-@click.option(
-    "--provider", default="local", show_default=True, metavar="KIND", help="Who makes its VMs."
-)
+@click.option("--profile", metavar="NAME", help="A template; what else is given here goes first.")
+@click.option("--provider", metavar="KIND", help="Who makes its VMs.  [default: local]")
 @click.option(
     "--backend", metavar="KIND", help="How jobs are run on them.  [default: the provider's way]"
 )
-@click.option(
-    "--image", default="default", show_default=True, metavar="IMAGE", help="What VMs are made of."
-)
+@click.option("--image", metavar="IMAGE", help="What VMs are made of.  [default: default]")
 @pool_options
 @click.option(
     "--hosts",
@@ -74,9 +71,10 @@ _COLUMNS = [
 @json_option
 def create(
     name: str,
-    provider: str,
+    profile: str | None,
+    provider: str | None,
     backend: str | None,
-    image: str,
+    image: str | None,
     hosts: list[dict[str, Any]] | None,
     installed_elsewhere: bool,
     no_submit: bool,
@@ -90,11 +88,17 @@ def create(
         remuda pool create sim --min-slots 0 --max-slots 8       # as many as its jobs need
         remuda pool create lab --provider static --hosts lab.toml --vms 3
 
-    With any of the options marked "Elastic" the pool is elastic, and needs --max-slots.
+    With any of the options marked "Elastic" the pool is elastic, and needs --max-slots (or a
+    profile that says it).
     """
-    elastic = elastic_of(options, provider=provider)
     fields = fields_of(options)
-    if hosts is not None and provider != "static":
+    elastic = {}
+    if profile is None:
+        provider, image = provider or "local", image or "default"
+        elastic = elastic_of(options, provider=provider)
+    else:
+        fields = {**fields, **elastic_changes(options), "profile": profile}
+    if hosts is not None and provider is not None and provider != "static":
         raise click.UsageError(f"--hosts is for --provider static, not {provider[:60]!r}")
     if hosts is None and provider == "static" and "hosts" not in fields.get("settings", {}):
         raise click.UsageError("a static pool needs --hosts FILE")
@@ -164,6 +168,7 @@ def show(name: str, as_json: bool) -> None:
             ("state", record["state"]),
             ("errors", record["errors"]),
             ("shortname", record["shortname"]),
+            ("profile", record["profile"]),
             ("owner", record["owner"]),
             ("provider", record["provider"]),
             ("backend", record["backend"]),

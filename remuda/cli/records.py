@@ -52,6 +52,7 @@ _POOL = (
     "uuid",
     "name",
     "shortname",
+    "profile",
     "state",
     "owner",
     "provider",

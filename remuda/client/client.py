@@ -22,6 +22,7 @@ from remuda.client.machines import Machines
 from remuda.client.overview import Lookout
 from remuda.client.pooling import Pooling
 from remuda.client.pools import Pool, Pools, pool_rows
+from remuda.client.profiles import Profiles
 from remuda.client.secrets import Secrets
 from remuda.config import Settings, load_settings
 from remuda.constraints import tags_of
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 
-class Client(Pooling, Secrets, Machines):
+class Client(Pooling, Profiles, Secrets, Machines):
     """Remuda from Python; thread-safe. As a context manager it closes its connections at the end.
 
     Without settings those of the environment hold; if no database is configured, the embedded

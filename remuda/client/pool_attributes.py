@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from remuda.client import pool_settings
-from remuda.models import secrets
+from remuda.errors import BadInput
+from remuda.models import profiles, secrets
 from remuda.models.pool_fields import UNTIL_SUBMITTED
 from remuda.models.pool_life import too_late
 from remuda.models.states import PoolState
@@ -178,6 +179,29 @@ class PoolAttributes:
     @shortname.setter
     def shortname(self, value: str | None) -> None:
         self._shortname = value
+
+    _profile: Setting[str | None] = Setting("profile", _same, "See `profile`.")
+
+    @property
+    def profile(self) -> str | None:
+        """The template it was made from.
+
+        Setting sets all that the profile says; until it is submitted. Raises UnknownProfile, and
+        BadInput for a profile of another provider, backend or image.
+        """
+        return self._profile
+
+    @profile.setter
+    def profile(self, value: str) -> None:
+        self._not_submitted("profile")
+        name = pool_settings.checked({"profile": value})["profile"]
+        template = self._context.read(lambda c: profiles.find(c, str(name)))
+        for what in ("provider", "backend", "image"):
+            if template[what] not in (None, self._get(what)):
+                raise BadInput(
+                    f"profile {name} has the {what} {template[what]}, the pool {self._get(what)}"
+                )
+        self._edits.update({**template["fields"], "profile": name})
 
     @property
     def secrets(self) -> dict[str, list[str]]:

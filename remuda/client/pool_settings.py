@@ -270,6 +270,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "auto_delete": _flag,
     "wait_for_resources": _flag,
     "secrets": access_of,
+    "profile": lambda what, v: None if v is None else text_of(what, v, least=1, most=63),
     "resources": lambda _, v: v,  # found and stored by who sets them, see pool_resources
     "settings": plain_mapping,
     "tags": _words,

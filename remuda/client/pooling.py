@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from remuda.client import pool_settings
 from remuda.client.looking import Looking
 from remuda.client.pools import Pool, create
+from remuda.client.profiles import checked_name
 from remuda.constraints import tags_of
-from remuda.models import query
+from remuda.models import profiles, query
 
 if TYPE_CHECKING:
     from remuda.offers import Offer
@@ -23,23 +24,24 @@ class Pooling(Looking):
         self,
         name: str,
         *,
-        provider: str = "local",
+        profile: str | None = None,
+        provider: str | None = None,
         backend: str | None = None,
-        image: str = "default",
-        slots_per_vm: int = 1,
+        image: str | None = None,
+        slots_per_vm: int | None = None,
         memory_bytes_per_vm: int | None = None,
-        gpus_per_vm: int = 0,
-        instance_count: int = 1,
+        gpus_per_vm: int | None = None,
+        instance_count: int | None = None,
         settings: Mapping[str, Any] | None = None,
-        tags: Sequence[str] = (),
-        isolation: str = "shared",
+        tags: Sequence[str] | None = None,
+        isolation: str | None = None,
         constants: Mapping[str, str] | None = None,
         preparation: Sequence[str] | str | None = None,
         preparation_timeout_s: float | None = None,
         retry: RetryPolicy | Mapping[str, Any] | None = None,
         heartbeat_s: float | None = None,
         stalling_interval_s: float | None = None,
-        offers: Sequence[Offer | Mapping[str, Any]] = (),
+        offers: Sequence[Offer | Mapping[str, Any]] | None = None,
         installed_elsewhere: bool = False,
         **more: Any,
     ) -> Pool:
@@ -51,8 +53,9 @@ class Pooling(Looking):
         silent for `stalling_interval_s` (None: six heartbeats) is replaced and its jobs run again.
         `offers`: what VMs may be made from, tried in order, see docs/providers.md. `more`: any other
         setting of docs/pools.md, such as labels, shortname, constraints, completion_ttl.
+        `profile`: a template, of which only what is given here is different, see docs/pools.md.
         `installed_elsewhere`: take a provider or backend whose package only the workers have.
-        Raises BadInput, AlreadyExists, PoolLimitReached.
+        Raises BadInput, AlreadyExists, PoolLimitReached, UnknownProfile.
         """
         if heartbeat_s is not None and stalling_interval_s is None:
             stalling_interval_s = (
@@ -63,8 +66,8 @@ class Pooling(Looking):
             "memory_bytes_per_vm": memory_bytes_per_vm,
             "gpus_per_vm": gpus_per_vm,
             "instance_count": instance_count,
-            "settings": dict(settings) if settings else {},
-            "tags": list(tags) if not isinstance(tags, str) else tags,
+            "settings": settings,
+            "tags": tags,
             "isolation": isolation,
             "constants": constants,
             "preparation": preparation,
@@ -72,17 +75,22 @@ class Pooling(Looking):
             "retry": retry,
             "heartbeat_s": heartbeat_s,
             "stalling_interval_s": stalling_interval_s,
-            "offers": offers or None,
+            "offers": offers,
             **more,
         }
+        fields = pool_settings.checked({k: v for k, v in given.items() if v is not None})
+        template: Mapping[str, Any] = {"provider": "local", "backend": None, "image": "default"}
+        if profile is not None:
+            template = self._context.read(lambda c: profiles.find(c, checked_name(profile)))
+            fields = {**template["fields"], **fields, "profile": template["name"]}
         return create(
             self._context,
             name,
-            provider=provider,
-            backend=backend,
-            image=image,
+            provider=template["provider"] if provider is None else provider,
+            backend=template["backend"] if backend is None and provider is None else backend,
+            image=template["image"] if image is None else image,
             installed_elsewhere=installed_elsewhere,
-            fields=pool_settings.checked({k: v for k, v in given.items() if v is not None}),
+            fields={"slots_per_vm": 1, **fields},
         )
 
     def pool(self, name: str) -> Pool:

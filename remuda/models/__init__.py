@@ -8,6 +8,7 @@ from remuda.models.jobs import Job, JobArray, JobSpecRow
 from remuda.models.lease_tables import Lease, LeaseRequest
 from remuda.models.pool_resources import PoolResource
 from remuda.models.pools import Image, OfferRefusal, Owner, Pool, Quota, Usage
+from remuda.models.profiles import PoolProfile
 from remuda.models.secrets import Secret
 from remuda.models.sizing_decisions import SizingDecision
 from remuda.models.states import (
@@ -43,6 +44,7 @@ __all__ = [
     "OutputChunk",
     "Owner",
     "Pool",
+    "PoolProfile",
     "PoolResource",
     "PoolState",
     "Quota",

@@ -291,6 +291,7 @@ class Pool(Base):
     wait_for_resources: Mapped[bool] = mapped_column(server_default="false")
     # Of its owner's secrets, those that the owner's jobs are given: {names, prefixes}.
     secrets: Mapped[Json] = mapped_column(server_default="{}")
+    profile: Mapped[str | None] = mapped_column(Text)  # the template it was made from
     # What goes with it when it is deleted, and when that was done.
     purge_results: Mapped[bool] = mapped_column(server_default="false")
     purge_resources: Mapped[bool] = mapped_column(server_default="false")

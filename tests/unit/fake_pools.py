@@ -159,6 +159,19 @@ class FakeClient:
         self.by_name[name] = FakePool(name, row, self.calls, self.wrong)
         return self.by_name[name]
 
+    def create_profile(self, name: str, **fields: Any) -> None:
+        self.calls.append(("create_profile", (name, fields)))
+
+    def profile(self, name: str) -> dict[str, Any]:
+        return {"name": name, "description": "", "provider": "local", "backend": None,
+                "image": "default", "fields": {"slots_per_vm": 4}, "pools": 1}  # fmt: skip
+
+    def profiles(self) -> list[dict[str, Any]]:
+        return [self.profile("big")]
+
+    def delete_profile(self, name: str) -> None:
+        self.calls.append(("delete_profile", name))
+
     def pool(self, name: str) -> FakePool:
         if name not in self.by_name:
             raise UnknownPool(f"there is no pool {name!r}", hint="pools: none yet")

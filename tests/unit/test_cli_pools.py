@@ -218,3 +218,24 @@ def test_which_secrets_jobs_are_given(client: FakeClient) -> None:
     assert remuda("pool set sim --no-secrets").exit_code == 0
     assert remuda("pool set sim --no-secrets --secret A").exit_code == 2
     assert client.calls[1:] == [("set", {"secrets": {}})]
+
+
+def test_a_pool_from_a_profile(client: FakeClient) -> None:
+    assert remuda("pool create sim --profile big --min-slots 2 --tag x").exit_code == 0
+    assert client.calls[0] == ("create_pool", ("sim", {
+        "profile": "big", "provider": None, "backend": None, "image": None, "tags": ["x"],
+        "is_elastic": True, "elastic_minimum_slots": 2,
+    }))  # fmt: skip
+
+
+def test_profiles(client: FakeClient) -> None:
+    line = "profile create big --description wide --slots-per-vm 4 --max-slots 8 --replace"
+    assert remuda(line).stdout == "profile big is stored\n"
+    assert client.calls == [("create_profile", ("big", {
+        "description": "wide", "provider": "local", "backend": None, "image": "default",
+        "replace": True, "slots_per_vm": 4, "is_elastic": True, "elastic_maximum_slots": 8,
+    }))]  # fmt: skip
+    assert "big" in remuda("profile list").stdout
+    assert "slots_per_vm" in remuda("profile show big").stdout
+    assert json.loads(remuda("profile show big --json").stdout)[0]["fields"] == {"slots_per_vm": 4}
+    assert remuda("profile delete big").stdout == "profile big is removed\n"

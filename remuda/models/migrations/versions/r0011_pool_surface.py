@@ -32,6 +32,27 @@ def upgrade() -> None:
     _vm_outputs()
     _resources()
     _secrets()
+    _profiles()
+
+
+def _profiles() -> None:
+    op.add_column("pools", sa.Column("profile", sa.Text()))
+    op.create_table(
+        "pool_profiles",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), server_default="", nullable=False),
+        sa.Column("provider", sa.Text(), nullable=False),
+        sa.Column("backend", sa.Text()),
+        sa.Column("image", sa.Text(), nullable=False),
+        sa.Column("fields", JSONB(), nullable=False),
+        _now("created_at"),
+        _now("updated_at"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_pool_profiles")),
+        sa.UniqueConstraint("name", name=op.f("uq_pool_profiles_name")),
+    )
+    _check("pool_profiles", "name", "name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'")
+    _check("pool_profiles", "fields", "jsonb_typeof(fields) = 'object'")
 
 
 def _secrets() -> None:
