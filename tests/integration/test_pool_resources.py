@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,18 +50,19 @@ def test_resources_are_set_until_submit_and_committed(bench: Workbench, data: Pa
         assert client.pool("sim").resources == found
 
 
-@pytest.mark.parametrize("wrong", ["../up", [("x", "/abs")], [5], "no-such-file"])
-def test_wrong_resources_are_refused(bench: Workbench, data: Path, wrong: object) -> None:
+def test_wrong_resources_are_refused(bench: Workbench, data: Path) -> None:
+    wrong: list[Any] = ["../up", [("x", "/abs")], [5], "no-such-file"]
     with bench.client() as client:
-        with pytest.raises((BadInput, DataStagingError)):
-            client.create_pool("sim", resources=wrong)
-        with pytest.raises(UnknownPool):
-            client.pool("sim")
         pool = client.create_pool("sim")
-        with pytest.raises((BadInput, DataStagingError)):
-            pool.resources = wrong  # type: ignore[assignment]
-        with pytest.raises((BadInput, DataStagingError)):
-            pool.update_resources(wrong)  # type: ignore[arg-type]
+        for each in wrong:
+            with pytest.raises((BadInput, DataStagingError)):
+                client.create_pool("other", resources=each)
+            with pytest.raises((BadInput, DataStagingError)):
+                pool.resources = each
+            with pytest.raises((BadInput, DataStagingError)):
+                pool.update_resources(each)
+        with pytest.raises(UnknownPool):
+            client.pool("other")
         assert pool.resources == []
 
 
@@ -107,24 +109,21 @@ def test_vms_lack_what_is_newer_than_what_they_have(bench: Workbench, data: Path
         assert pool_id == pool.id
 
 
-@pytest.mark.parametrize(
-    ("job", "pool", "waits"),
-    [(None, True, True), (False, True, False), (True, False, True), (None, False, False)],
-)
-def test_jobs_wait_if_they_or_the_pool_say_so(
-    bench: Workbench, data: Path, job: bool | None, pool: bool, waits: bool
-) -> None:
-    bench.pool(vms=1, wait_for_resources=pool)
+def test_jobs_wait_if_they_or_the_pool_say_so(bench: Workbench, data: Path) -> None:
+    cases = [(None, True, True), (False, True, False), (True, False, True), (None, False, False)]
     with bench.client() as client:
-        submitted = client.submit(JobSpec("true", wait_for_resources=job), pool="herd")
-        client.pool("herd").update_resources([_named(data / "a.txt")])
-        _, vm = bench.live(submitted.id)
-        with bench.engine.begin() as connection:
-            [row] = starting.to_start(connection, vm)
-            assert row["lacks_resources"] is waits
-            pool_resources.note_synchronized(connection, vm, 1)
-            [row] = starting.to_start(connection, vm)
-            assert row["lacks_resources"] is False
+        for number, (job, pool, waits) in enumerate(cases):
+            name = f"herd{number}"
+            bench.pool(name, vms=1, wait_for_resources=pool)
+            submitted = client.submit(JobSpec("true", wait_for_resources=job), pool=name)
+            client.pool(name).update_resources([_named(data / "a.txt")])
+            _, vm = bench.live(submitted.id)
+            with bench.engine.begin() as connection:
+                [row] = starting.to_start(connection, vm)
+                assert row["lacks_resources"] is waits
+                pool_resources.note_synchronized(connection, vm, 1)
+                [row] = starting.to_start(connection, vm)
+                assert row["lacks_resources"] is False
 
 
 def test_too_many_are_refused(

@@ -88,46 +88,44 @@ def test_the_newest_value_counts_and_is_nowhere_in_the_clear(
             assert ring.decrypt("alice", "TOKEN", bytes(row["stored"])) == VALUE
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("", VALUE), ("a b", VALUE), ("1A", VALUE), ("A-B", VALUE), ("x" * 201, VALUE),
-        ("A\n", VALUE), ("REMUDA_X", VALUE), (5, VALUE), ("A=", VALUE), ("Ä", VALUE),
-        ("A", ""), ("A", VALUE + "\0"), ("A", VALUE * 4000), ("A", b"bytes"), ("A", None),
-        ("A", VALUE + "\ud800"),
-    ],
-)  # fmt: skip
+WRONG: list[tuple[Any, Any]] = [
+    ("", VALUE), ("a b", VALUE), ("1A", VALUE), ("A-B", VALUE), ("x" * 201, VALUE),
+    ("A\n", VALUE), ("REMUDA_X", VALUE), (5, VALUE), ("A=", VALUE), ("Ä", VALUE),
+    ("A", ""), ("A", VALUE + "\0"), ("A", VALUE * 4000), ("A", b"bytes"), ("A", None),
+    ("A", VALUE + "\ud800"),
+]  # fmt: skip
+
+
 def test_wrong_secrets_are_refused_and_nothing_of_them_is_told(
-    bench: Workbench, ring: KeyRing, name: Any, value: Any
+    bench: Workbench, ring: KeyRing
 ) -> None:
     with bench.client() as client:
-        with pytest.raises(BadInput) as caught:
-            client.put_secret(name, value)
-        assert "horse" not in f"{caught.value!r} {caught.value}"
+        for name, value in WRONG:
+            with pytest.raises(BadInput) as caught:
+                client.put_secret(name, value)
+            assert "horse" not in f"{caught.value!r} {caught.value}"
         assert client.secrets() == []
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"names": ["NONE"]}, {"names": ["TOKEN", "NONE"]}, {"names": "TOKEN"}, {"name": ["TOKEN"]},
-        ["TOKEN"], {"prefixes": [""]}, {"prefixes": ["a-"]}, {"names": [5]},
-    ],
-)  # fmt: skip
-def test_secrets_that_do_not_exist_are_refused_at_the_call(
-    bench: Workbench, ring: KeyRing, wrong: Any
-) -> None:
+NOT_THERE: list[Any] = [
+    {"names": ["NONE"]}, {"names": ["TOKEN", "NONE"]}, {"names": "TOKEN"}, {"name": ["TOKEN"]},
+    ["TOKEN"], {"prefixes": [""]}, {"prefixes": ["a-"]}, {"names": [5]},
+]  # fmt: skip
+
+
+def test_secrets_that_do_not_exist_are_refused_at_the_call(bench: Workbench, ring: KeyRing) -> None:
     with bench.client() as client:
         client.put_secret("TOKEN", VALUE)
-        with pytest.raises(BadInput, match="secrets"):
-            client.create_pool("sim", secrets=wrong)
-        with pytest.raises(UnknownPool):
-            client.pool("sim")
         pool = client.create_pool("sim")
-        with pytest.raises(BadInput, match="secrets"):
-            pool.secrets = wrong
-        with pytest.raises(BadInput, match="secrets"):
-            pool.set(secrets=wrong)
+        for wrong in NOT_THERE:
+            with pytest.raises(BadInput, match="secrets"):
+                client.create_pool("other", secrets=wrong)
+            with pytest.raises(BadInput, match="secrets"):
+                pool.secrets = wrong
+            with pytest.raises(BadInput, match="secrets"):
+                pool.set(secrets=wrong)
+        with pytest.raises(UnknownPool):
+            client.pool("other")
         assert client.pool("sim").secrets == {}
 
 
@@ -155,18 +153,19 @@ def test_one_that_an_open_pool_names_stays(bench: Workbench, ring: KeyRing) -> N
             client.delete_secret("TOKEN")
 
 
-@pytest.mark.parametrize(
-    "fields", [{"backend": "slurm"}, {"settings": {"slurm": {}}, "backend": "slurm"}]
-)
-def test_jobs_of_slurm_get_none(bench: Workbench, ring: KeyRing, fields: dict[str, Any]) -> None:
+def test_jobs_of_slurm_get_none(bench: Workbench, ring: KeyRing) -> None:
     with bench.client() as client:
         client.put_secret("TOKEN", VALUE)
+        fields: dict[str, Any] = {"settings": {"slurm": {}}, "backend": "slurm"}
         with pytest.raises(BadInput, match="Slurm"):
             client.create_pool("sim", secrets={"names": ["TOKEN"]}, **fields)
         pool = client.create_pool("sim", **fields)
         with pytest.raises(BadInput, match="Slurm"):
             pool.set(secrets={"names": ["TOKEN"]})
         assert client.pool("sim").secrets == {}
+        plain = client.create_pool("plain", secrets={"names": ["TOKEN"]})
+        with pytest.raises(BadInput, match="Slurm"):
+            plain.set(settings={"slurm": {}})
 
 
 def test_keys_are_rotated_under_all_secrets(bench: Workbench, ring: KeyRing) -> None:
