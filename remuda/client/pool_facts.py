@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from remuda.client.pool_attributes import PoolAttributes
-from remuda.models import query
+from remuda.models import pool_facts
 
 
 class PoolFacts(PoolAttributes):
@@ -21,7 +21,7 @@ class PoolFacts(PoolAttributes):
     @property
     def errors(self) -> list[str]:
         """What is wrong with it now: launches that fail, a loss that froze it, VMs in trouble."""
-        return self._context.read(lambda c: query.pool_errors(c, self.id))
+        return self._context.read(lambda c: pool_facts.errors(c, self.id))
 
     @property
     def created_at(self) -> datetime:
@@ -51,7 +51,7 @@ class PoolFacts(PoolAttributes):
     @property
     def execution_time_s(self) -> float:
         """CPU seconds, of all processes, that jobs have used on its VMs so far."""
-        return self._context.read(lambda c: query.pool_cpu_s(c, self.id))
+        return self._context.read(lambda c: pool_facts.cpu_s(c, self.id))
 
     @property
     def running_core_count(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from remuda.client.cuts import marker
 from remuda.client.pool_attributes import PoolAttributes
 from remuda.errors import InstanceNotFound
-from remuda.models import query, vm_outputs
+from remuda.models import pool_facts, vm_outputs
 
 
 class PoolOutputs(PoolAttributes):
@@ -51,7 +51,7 @@ class PoolOutputs(PoolAttributes):
     def _instance(self, instance: int | str | None) -> int | None:
         if instance is None:
             return None
-        found = self._context.read(lambda c: query.vm_of_pool(c, self.id, instance))
+        found = self._context.read(lambda c: pool_facts.vm_id_of(c, self.id, instance))
         if found is None:
             raise InstanceNotFound(f"pool {self.name} has no VM {instance!r:.100}")
         return found

@@ -24,13 +24,13 @@ from remuda.models import dispatch as models
 from remuda.models import starting, usage
 from remuda.models.exits import lock_journal, record_ends
 from remuda.models.watches import vm_for_channel
-from remuda.spec_files import filler
 from remuda.tasks import decisions, logs, messages, resources
 from remuda.tasks.links import vm_address
 from remuda.tasks.runtime import Runtime
 from remuda.tasks.secret_delivery import secrets_for
+from remuda.tasks.start_jobs import start_job
 from remuda.workers import placement
-from remuda.workers.backends.base import InputFile, OutputFile, StartJob
+from remuda.workers.backends.base import StartJob
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -248,7 +248,7 @@ def hand_over(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int]) -> None:
         messages.submit_job(vm_id, there)
     if here:
         backend = runtime.links.backend(vm["backend"])
-        jobs = [_start_job(row, secrets) for row in here]
+        jobs = [start_job(row, secrets) for row in here]
         try:
             backend.post_jobs(channel, vm_address(vm), jobs, floor=floor)
         except VmUnreachable as error:
@@ -293,7 +293,7 @@ def submit_job(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int] | None =
     rows, secrets = _with_secrets(runtime, vm_id, rows)
     channel = runtime.links.get(vm)
     backend = runtime.links.backend(vm["backend"])
-    jobs = [_start_job(row, secrets) for row in rows]
+    jobs = [start_job(row, secrets) for row in rows]
     if any(row["lacks_resources"] for row in rows):
         try:
             resources.bring(runtime, vm, channel, backend)
@@ -353,50 +353,3 @@ def _fail(runtime: Runtime, vm_id: int, attempt_id: int, message: str) -> None:
             record_ends(connection, vm_id, outcomes)
 
     runtime.transact(work)
-
-
-def _filled(fill: Callable[[str], str], words: Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if words is None else tuple(map(fill, words))
-
-
-def _start_job(row: Mapping[str, Any], secrets: Mapping[int, Mapping[str, str]]) -> StartJob:
-    index = row["array_index"]
-    fill = filler(index, row["params"])
-
-    return StartJob(
-        attempt_id=row["attempt_id"],
-        job_id=row["job_id"],
-        epoch=row["epoch"],
-        command=tuple(fill(word) for word in row["command"]),
-        env={
-            **row["constants"],
-            **(secrets[row["pool_id"]] if row["gets_secrets"] else {}),
-            **{n: fill(v) if row["params"] else v for n, v in row["environment"].items()},
-            **({} if index is None else {"REMUDA_ARRAY_INDEX": str(index)}),
-        },
-        inputs=tuple(
-            InputFile(
-                name=fill(i["name"]),
-                url=i["url"],
-                sha256=i["sha256"],
-                size=i["size"],
-                mode=i["mode"],
-            )
-            for i in row["inputs"]
-        ),
-        outputs=tuple(
-            OutputFile(name=fill(o["name"]), optional=o.get("optional", False))
-            for o in row["outputs"]
-        ),
-        cores=row["cores"],
-        memory_bytes=row["memory_bytes"],
-        walltime_s=row["walltime_s"],
-        gpus=row["gpus"],
-        pin_cpus=row["pin_cpus"],
-        workdir=fill(row["workdir"]),
-        prologue=_filled(fill, row["prologue"]),
-        epilogue=_filled(fill, row["epilogue"]),
-        follow=row["follow"],
-        join=row["join_output"],
-        output_limit_bytes=row["output_limit_bytes"],
-    )

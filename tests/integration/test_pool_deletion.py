@@ -102,12 +102,13 @@ def test_results_go_with_a_pool_if_told(bench: Workbench) -> None:
     bench.pool("other", vms=1)
     runtime = Runtime(bench.settings)
     with bench.client() as client:
-        jobs = client.submit_many([JobSpec("true")] * 3, pool="herd")
-        other = client.submit(JobSpec("true"), pool="other")
-        for job in (*jobs, other):
+        jobs = []
+        for name in ("herd", "herd", "herd", "other"):
+            jobs.append(job := client.submit(JobSpec("true"), pool=name))
             attempt, _ = bench.live(job.id)
             assert attempt == job.id  # so their files lie where the worker puts them
             bench.end(job.id, files={"a.txt": b"x"}, stored_stdout=b"long")
+        other = jobs.pop()
         folder = bench.storage.folder
         assert folder is not None
         assert len(list((folder / "jobs").iterdir())) == 4

@@ -14,9 +14,9 @@ from remuda.errors import ConfigError, SecretUnreadable, UnknownSecret
 from remuda.keyring import KeyRing
 from remuda.models import starting
 from remuda.models.database import rows
-from remuda.tasks.placing import _start_job
 from remuda.tasks.runtime import Runtime
 from remuda.tasks.secret_delivery import secrets_for
+from remuda.tasks.start_jobs import start_job
 from tests.integration.workbench import Workbench
 
 VALUE = "correct-horse-battery"
@@ -36,7 +36,7 @@ def _given(bench: Workbench, job_id: int) -> dict[str, str]:
     with bench.engine.begin() as connection:
         found = [r for r in starting.to_start(connection, vm) if r["job_id"] == job_id]
     [row] = found
-    started = _start_job(row, secrets_for(runtime, [row]))
+    started = start_job(row, secrets_for(runtime, [row]))
     runtime.close()
     assert VALUE not in repr(started)
     return dict(started.env)
