@@ -92,6 +92,9 @@ class Settings(BaseSettings):
         None,
         description="power, grids and data centres that CO2 is estimated from; unset: built in",
     )
+    hours_file: Path | None = Field(
+        None, description="what each hour costs or emits, for jobs that can wait; unset: none can"
+    )
     flower_events: Literal["auto", "on", "off"] = Field(
         "auto", description="tell Celery monitors of VMs and attempts; auto: while one listens"
     )

@@ -61,6 +61,7 @@ class JobSpec:
         `remuda.constraints`. `sandbox`: jobs of one share VMs with no others, where the pool says so.
     `tags`: words to find it by. `pin_cpus`: it gets CPUs of its own.
     `max_queue_s`: it is ended, reason QUEUE_TIMEOUT, if it has not started by then.
+    `deferrable`: within that time its start may be put off to hours that are greener or cheaper.
     `retry`: a RetryPolicy; `retries=N` is short for one of N + 1 attempts.
     `after`: jobs it waits for, see `remuda.dependencies`.
     `wait_for_resources`: it starts on a VM that has the newest resources of its pool; None: as the
@@ -94,6 +95,7 @@ class JobSpec:
     tags: Sequence[str] = ()
     pin_cpus: bool = False
     max_queue_s: float | None = None
+    deferrable: bool = False
     retry: RetryPolicy | Mapping[str, Any] | None = field(default=None, hash=False)
     after: Afters = field(default=(), hash=False)
     wait_for_resources: bool | None = None
@@ -110,7 +112,7 @@ class JobSpec:
             whole("priority", self.priority, least=-MAX_PRIORITY, most=MAX_PRIORITY),
         )
         put(self, "retries", whole("retries", self.retries, least=0, most=MAX_RETRIES))
-        for flag in ("join_output", "follow", "overwrite", "pin_cpus"):
+        for flag in ("join_output", "follow", "overwrite", "pin_cpus", "deferrable"):
             if not isinstance(getattr(self, flag), bool):
                 raise BadInput(f"{flag} must be True or False, not {shown(getattr(self, flag))}")
         if self.memory_bytes is not None:
@@ -154,6 +156,8 @@ class JobSpec:
             put(self, "tags", tags_of(self.tags))
         if self.max_queue_s is not None:
             put(self, "max_queue_s", seconds("max_queue_s", self.max_queue_s, most=MAX_WALLTIME_S))
+        if self.deferrable and self.max_queue_s is None:
+            raise BadInput("deferrable needs max_queue_s: by when the job has to start")
         if self.retry is not None:
             put(self, "retry", retry_of(self.retry))
         if self.after != ():

@@ -45,6 +45,7 @@ class SpecOptions:
     tag: tuple[str, ...]
     pin_cpus: bool
     max_queue_time: float | None
+    deferrable: bool
     workdir: str
     prologue: str | None
     epilogue: str | None
@@ -85,6 +86,7 @@ class SpecOptions:
             tags=self.tag,
             pin_cpus=self.pin_cpus,
             max_queue_s=self.max_queue_time,
+            deferrable=self.deferrable,
             workdir=self.workdir,
             prologue=self.prologue,
             epilogue=self.epilogue,
@@ -214,6 +216,11 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--pin-cpus", is_flag=True, help="It gets CPUs of its own."),
     click.option(
         "--max-queue-time", type=DURATION, help="It is ended if it has not started by then."
+    ),
+    click.option(
+        "--deferrable",
+        is_flag=True,
+        help="Within --max-queue-time it may wait for a greener or cheaper hour.",
     ),
     click.option(
         "--workdir", default="", metavar="DIR", help="The folder in its sandbox that it runs in."

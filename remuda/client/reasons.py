@@ -33,7 +33,10 @@ def waiting_reasons(facts: Mapping[str, Any]) -> list[Reason]:
     if facts["budget_stop"]:
         text = f"Nothing of its owner is placed: {facts['budget_stop']}."
         found.append(Reason("budget", text, blocks=True))
-    if facts["waits_s"]:
+    if facts["waits_s"] and not job["epoch"]:
+        text = f"It is put off to a better hour (deferrable), in {facts['waits_s']:.0f} s."
+        found.append(Reason("retry", text))
+    elif facts["waits_s"]:
         found.append(Reason("retry", f"Its next attempt is due in {facts['waits_s']:.0f} s."))
     array = facts["array"]
     if array is not None and array["live"] >= array["max_running"]:

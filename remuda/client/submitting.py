@@ -14,13 +14,23 @@ from remuda.client.jobs import Job
 from remuda.client.parameters import Row
 from remuda.client.preparing import CHUNK, Chunk, Preparer, Spool
 from remuda.client.template import Candidate, Template
+from remuda.deferring import best_delay_s, read_hours
 from remuda.dependencies import Plan
 from remuda.errors import BadInput, DataStagingError, NoResources, Refused
 from remuda.models import query, requests
+from remuda.models.database import database_time
 from remuda.models.demand import PoolLimits, limits_of
 from remuda.models.dependencies import insert_dependencies, resolve
 from remuda.models.states import PoolState
-from remuda.models.submit import NewSpec, fit_array, insert_jobs, new_array, owner_id
+from remuda.models.submit import (
+    NewJob,
+    NewSpec,
+    fit_array,
+    insert_jobs,
+    new_array,
+    owner_id,
+    put_off,
+)
 from remuda.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -180,6 +190,18 @@ class Submitter:
             here=architecture_here(self._context, pool),
         )
 
+    def _put_off(self, connection: Connection, ids: list[int], jobs: Sequence[NewJob]) -> None:
+        hours = read_hours(self._context.settings.hours_file)
+        now = database_time(connection)
+        put_off(
+            connection,
+            ids,
+            jobs,
+            delay_of=lambda within_s, run_s: best_delay_s(
+                hours, now, within_s=within_s, run_s=run_s
+            ),
+        )
+
     def _insert(self, spool: Spool, *, array_name: str | None) -> list[Job]:
         context = self._context
         edges = self._plan.edges()
@@ -209,6 +231,8 @@ class Submitter:
                         owner=owner,
                         array_id=array_id,
                     )
+                    if any(job.deferrable for job in chunk.jobs):
+                        self._put_off(connection, made, chunk.jobs)
                 ids += chunk.ids(made)
             if array_id is not None and self._plan.keyed:
                 fit_array(connection, array_id)

@@ -64,9 +64,9 @@ class Standing:
 
 # When the first of the jobs that wait must be running, but for the time VMs took to start lately.
 _DEADLINE = f"""
-    SELECT min(greatest(j.submitted_at, j.not_before) + make_interval(secs => j.max_queue_s))
+    SELECT min(j.submitted_at + make_interval(secs => j.max_queue_s))
            - make_interval(secs => :boot)
-    FROM jobs j WHERE {READY} AND j.max_queue_s IS NOT NULL
+    FROM jobs j WHERE {READY} AND j.max_queue_s IS NOT NULL AND j.epoch = 0
       AND (j.pool_ids IS NULL AND j.pool_id = :pool
            OR j.pool_ids IS NOT NULL AND j.pool_ids @> ARRAY[CAST(:pool AS bigint)])
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -59,6 +59,7 @@ class NewJob:
     pin_cpus: bool = False
     max_queue_s: float | None = None
     unmet: int = 0
+    deferrable: bool | None = None  # see `put_off`; no column
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NewJob, _JOB[1](
@@ -96,6 +97,7 @@ def new_job(
         pin_cpus=spec.pin_cpus,
         max_queue_s=spec.max_queue_s,
         unmet=len(spec.afters),
+        deferrable=spec.deferrable or None,
     )
 
 
@@ -224,6 +226,33 @@ def insert_jobs(
         first[job.idempotency_key] if job.idempotency_key is not None else job_id
         for job_id, job in zip(job_ids, jobs, strict=True)
     ]
+
+
+def put_off(
+    connection: Connection,
+    job_ids: Sequence[int],
+    jobs: Sequence[NewJob],
+    *,
+    delay_of: Callable[[float, float | None], float],
+) -> None:
+    """Put the deferrable ones of jobs that were just inserted off, to be called in the same transaction.
+
+    `delay_of`: by how many seconds, from what it may wait for its start and its walltime.
+    """
+    delays: dict[tuple[float, float | None], list[int]] = {}
+    for job_id, job in zip(job_ids, jobs, strict=True):
+        if job.deferrable and job.max_queue_s is not None:
+            delays.setdefault((job.max_queue_s, job.walltime_s), []).append(job_id)
+    for (within_s, walltime_s), ids in delays.items():
+        delay_s = delay_of(within_s, walltime_s)
+        if delay_s > 0:
+            connection.execute(
+                text(
+                    """UPDATE jobs SET not_before = now() + make_interval(secs => :delay)
+                       WHERE id = ANY(:ids) AND state = 'NEW' AND epoch = 0 AND not_before IS NULL"""
+                ),
+                {"ids": ids, "delay": delay_s},
+            )
 
 
 def _take_ids(connection: Connection, table: str, count: int) -> list[int]:

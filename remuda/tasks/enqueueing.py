@@ -9,12 +9,14 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from remuda.deferring import best_delay_s, read_hours
 from remuda.dependencies import Plan
 from remuda.errors import BadInput, Refused
+from remuda.models.database import database_time
 from remuda.models.dependencies import insert_dependencies, resolve
 from remuda.models.pool_life import find_pool
 from remuda.models.states import OPEN_POOL, PoolState
-from remuda.models.submit import NewSpec, insert_jobs, new_job, owner_id
+from remuda.models.submit import NewSpec, insert_jobs, new_job, owner_id, put_off
 from remuda.spec import JobSpec
 from remuda.spec_files import output_row
 from remuda.tasks.runtime import Runtime
@@ -58,6 +60,16 @@ def enqueue(
             pool_id=found["id"],
             owner=who,
         )
+        if any(spec.deferrable for spec in parsed):
+            hours, now = read_hours(runtime.settings.hours_file), database_time(connection)
+            put_off(
+                connection,
+                ids,
+                [new_job(spec, place) for place, spec in enumerate(parsed)],
+                delay_of=lambda within_s, run_s: best_delay_s(
+                    hours, now, within_s=within_s, run_s=run_s
+                ),
+            )
         if waits:
             insert_dependencies(connection, waits, ids, lock=True)
         return ids

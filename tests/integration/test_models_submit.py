@@ -57,7 +57,7 @@ def test_everything_asked_for_is_kept(engine: Engine) -> None:
         found = row(connection, "jobs", made)
         kept = row(connection, "job_specs", found["spec_id"])
     for name in NewJob.__slots__:
-        if name != "spec":
+        if name not in ("spec", "deferrable"):  # what no column holds
             assert found[name] == getattr(job, name), name
     for name in NewSpec.__slots__:
         assert kept[name] == getattr(spec, name), name
