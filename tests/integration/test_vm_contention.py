@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from functools import partial
+
 import pytest
 from sqlalchemy import Connection, Engine, text
 
 from remuda.errors import IllegalTransition
 from remuda.models import requests, vm_life
 from remuda.models.database import rows, transact
+from remuda.models.dispatch import Placed
 from remuda.models.states import VmState
 from remuda.models.watches import record_heartbeats
 from remuda.tasks import recording
@@ -71,10 +75,14 @@ def _stall_one(connection: Connection) -> bool:
     return False
 
 
-def _beat(connection: Connection, vms: list[int]) -> None:
+def _end(connection: Connection, placed: Placed) -> None:
+    record(connection, placed.vm_id, ended(placed.attempt_id))
+
+
+def _beat(connection: Connection, vms: list[int]) -> int:
     fields = {"load": 0.1, "running_jobs": 1, "uptime_s": 1.0}
     fields |= {"memory_free_bytes": 1, "disk_free_bytes": 1}
-    record_heartbeats(connection, [{"vm_id": vm, **fields} for vm in vms])
+    return len(record_heartbeats(connection, [{"vm_id": vm, **fields} for vm in vms]))
 
 
 @pytest.mark.parametrize("round_", range(4))
@@ -91,29 +99,22 @@ def test_heartbeat_against_stall_against_stop(engine: Engine, round_: int) -> No
 
     def stop() -> int:
         for vm in vms[: VMS // 2]:
-            transact(engine, lambda c, vm=vm: requests.stop_vm(c, vm, now=True))
+            transact(engine, partial(requests.stop_vm, vm_id=vm, now=True))
         return 0
 
     def exits() -> int:
-        told = 0
         for placed in reversed(running):
-            told += len(
-                transact(engine, lambda c, p=placed: record(c, p.vm_id, ended(p.attempt_id)))
-            )
-        return told
+            transact(engine, partial(_end, placed=placed))
+        return 0
 
     def come_back() -> int:
         for vm in vms:
-            try:
-                transact(engine, lambda c, vm=vm: vm_life.move_vm(c, vm, VmState.RUNNING))
-            except IllegalTransition:
-                pass  # it is not stalled, or never comes back
+            with contextlib.suppress(IllegalTransition):  # it is not stalled, or never comes back
+                transact(engine, partial(vm_life.move_vm, vm_id=vm, target=VmState.RUNNING))
         return 0
 
-    beat = [
-        lambda some=vms[i::2]: int(transact(engine, lambda c: _beat(c, some)) or 0) for i in (0, 1)
-    ]
-    together(*beat, stall, stall, stop, exits, come_back)
+    beats = [partial(transact, engine, partial(_beat, vms=vms[i::2])) for i in (0, 1)]
+    together(*beats, stall, stall, stop, exits, come_back)
     with engine.begin() as connection:
         broken = {name: rows(connection, query) for name, query in INVARIANTS.items()}
         assert {name: found for name, found in broken.items() if found} == {}
