@@ -20,14 +20,14 @@ def lock(connection: Connection) -> None:
 
 
 def usage(connection: Connection) -> Sequence[Mapping[str, Any]]:
-    """Return each pool's {id, sizing_group, used, alive, floor}, in slots, of those that have any.
+    """Return each pool's {id, sizing_group, used, alive, floor, slots_per_vm}, in slots.
 
     `used` counts every machine that is not confirmed gone, `alive` those that take work or will;
     `floor`: what an open pool is never to be below.
     """
     return rows(
         connection,
-        f"""SELECT p.id, p.sizing_group, coalesce(v.used, 0)::int AS used,
+        f"""SELECT p.id, p.sizing_group, p.slots_per_vm, coalesce(v.used, 0)::int AS used,
                    coalesce(v.alive, 0)::int AS alive,
                    CASE WHEN p.state NOT IN ({sql_list((*OPEN_POOL, PoolState.FAILURE))}) THEN 0
                         WHEN p.policy_name IS NOT NULL THEN p.policy_minimum_slots

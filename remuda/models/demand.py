@@ -6,8 +6,8 @@ could ever take it, and can grow now; if none can grow, the first that could eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -170,8 +170,13 @@ def limits_of(connection: Connection, pool_ids: Sequence[int]) -> dict[int, Pool
     return found
 
 
-def demand_of(connection: Connection, pool: Mapping[str, Any]) -> tuple[int, list[Shape]]:
-    """Return the slots that are waited for in a pool (its row), and the shapes they come in."""
+def demand_of(
+    connection: Connection, pool: Mapping[str, Any], *, full: Collection[int] = ()
+) -> tuple[int, list[Shape]]:
+    """Return the slots that are waited for in a pool (its row), and the shapes they come in.
+
+    `full`: pools that can have no VM more, for a limit they share with others.
+    """
     pool_id, isolation = pool["id"], pool["isolation"]
     limits = limits_of(connection, [pool_id])
     mine = limits[pool_id]
@@ -196,6 +201,9 @@ def demand_of(connection: Connection, pool: Mapping[str, Any]) -> tuple[int, lis
     wishes = rows(connection, _WISHES, pool=pool_id, slots=mine.slots, stopped=stopped)
     others = {i for row in (*found, *wishes) for i in row["pool_ids"] or ()} - limits.keys()
     limits |= limits_of(connection, sorted(others)) if others else {}
+    for at_limit in limits.keys() & set(full):
+        limits[at_limit] = replace(limits[at_limit], can_grow=False)
+    mine = limits[pool_id]
     slots = int(found[0]["all_slots"]) if found else 0
     shapes: list[Shape] = []
     for row in found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -70,13 +70,18 @@ _VMS = """
 """
 
 
-def due_pools(connection: Connection, *, pool_id: int | None = None) -> list[PoolDemand]:
-    """Lock the pools whose resize is due (or just `pool_id`, if due) and return what they need."""
+def due_pools(
+    connection: Connection, *, pool_id: int | None = None, full: Collection[int] = ()
+) -> list[PoolDemand]:
+    """Lock the pools whose resize is due (or just `pool_id`, if due) and return what they need.
+
+    `full`: see `demand_of`.
+    """
     now = connection.scalar(text("SELECT now()"))
     found = []
     for pool in rows(connection, _DUE, pool=pool_id):
         vms = tuple(rows(connection, _VMS, pool=pool["id"]))
-        queued, shapes = demand_of(connection, pool)
+        queued, shapes = demand_of(connection, pool, full=full)
         ahead = sum(vm["ahead_slots"] for vm in vms)
         fresh = limits_of(connection, [pool["id"]])[pool["id"]]
         found.append(

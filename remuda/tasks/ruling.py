@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -64,20 +64,39 @@ def note(connection: Connection, pool: Mapping[str, Any], rules: Ruling) -> None
         note_policy(connection, pool["id"], columns)
 
 
-def lock_ceilings(connection: Connection, settings: Settings) -> None:
-    """Where there are limits over several pools, have them sized by nobody else meanwhile."""
-    if _are_there(settings):
-        models.lock(connection)
+def lock_ceilings(connection: Connection, settings: Settings) -> frozenset[int]:
+    """Where there are limits over several pools, have them sized by nobody else meanwhile.
+
+    Returns the pools that can have no VM more for that reason.
+    """
+    if not _are_there(settings):
+        return frozenset()
+    models.lock(connection)
+    found = models.usage(connection)
+    uses = _uses(found)
+    rooms = {row["id"]: _tightest(row["id"], uses, settings) for row in found}
+    return frozenset(
+        row["id"]
+        for row in found
+        if (ceiling := rooms[row["id"]]) is not None and ceiling.room < row["slots_per_vm"]
+    )
 
 
 def ceiling_of(connection: Connection, pool_id: int, settings: Settings) -> Ceiling | None:
     """Return the limit over several pools that leaves the pool least room, if there are any."""
     if not _are_there(settings):
         return None
-    uses = [
+    return _tightest(pool_id, _uses(models.usage(connection)), settings)
+
+
+def _uses(found: Sequence[Mapping[str, Any]]) -> list[PoolUse]:
+    return [
         PoolUse(row["id"], row["used"], row["alive"], row["floor"], row["sizing_group"])
-        for row in models.usage(connection)
+        for row in found
     ]
+
+
+def _tightest(pool_id: int, uses: Sequence[PoolUse], settings: Settings) -> Ceiling | None:
     return tightest(
         pool_id, uses, most=settings.max_total_slots, of_groups=settings.group_max_slots
     )

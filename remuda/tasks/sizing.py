@@ -45,8 +45,8 @@ def resize_pools(runtime: Runtime) -> int:
     def work(connection: Connection) -> tuple[list[int], list[int]]:
         born: list[int] = []
         closed: list[int] = []
-        ruling.lock_ceilings(connection, runtime.settings)
-        for demand in models.due_pools(connection):
+        full = ruling.lock_ceilings(connection, runtime.settings)
+        for demand in models.due_pools(connection, full=full):
             try:
                 more, less = _size(connection, demand, runtime.settings)
             except BadInput as error:  # one pool's settings must not stop the others'

@@ -14,6 +14,7 @@ from remuda.config import load_settings
 from remuda.errors import BadInput, Refused
 from remuda.models import sizing_decisions
 from remuda.models.database import rows
+from remuda.models.submit import NewJob, NewSpec, insert_jobs, owner_id
 from remuda.tasks import sizing
 from tests.integration.builders import make_jobs, make_pool
 from tests.integration.workbench import Workbench
@@ -132,6 +133,28 @@ def test_pools_share_a_global_cap_and_those_of_groups(yard: Yard) -> None:
     assert [live(yard, other) for other in others] == [4, 4]
 
 
+def test_jobs_for_several_pools_are_counted_where_there_is_room(yard: Yard) -> None:
+    elastic: dict[str, Any] = {"is_elastic": True, "elastic_maximum_slots": 9}
+    yard.pool(sizing_group="full", **elastic)
+    other = yard.runtime.transact(lambda c: make_pool(c, "other", slots_per_vm=1, **elastic))
+
+    def submit(connection: Any) -> None:
+        insert_jobs(
+            connection,
+            [NewSpec(command=["x"])],
+            [NewJob(spec=0)] * 5,
+            pool_id=yard.pool_id,
+            pool_ids=[yard.pool_id, other],
+            owner=owner_id(connection, "alice"),
+        )
+
+    yard.runtime.transact(submit)
+    kept = yard.runtime.settings.model_dump()
+    yard.runtime.settings = load_settings(**{**kept, "group_max_slots": {"full": 0}})
+    sizing.resize_pools(yard.runtime)
+    assert (live(yard), live(yard, other)) == (0, 5)
+
+
 def test_the_client_sets_and_explains_them(bench: Workbench) -> None:
     bench.pool(vms=0, is_elastic=True, elastic_maximum_slots=8)
     with bench.client() as client:
@@ -161,32 +184,30 @@ def test_the_client_sets_and_explains_them(bench: Workbench) -> None:
             pool.set_policies([FIXED])
 
 
-@pytest.mark.parametrize(
-    ("fields", "match"),
-    [
-        ({"elastic_minimum_slots": 9}, r"elastic_minimum_slots \(9\) is above"),
-        ({"elastic_minimum_idle_slots": 9}, r"elastic_minimum_idle_slots \(9\) is above"),
-        ({"elastic_maximum_slots": 1, "elastic_minimum_slots": 2}, "elastic_minimum_slots"),
-        ({"elastic_resize_factor": 0}, "elastic_resize_factor"),
-        ({"elastic_resize_factor": 7}, "elastic_resize_factor"),
-        ({"elastic_resize_factor": math.nan}, "elastic_resize_factor"),
-        ({"elastic_minimum_idle_time_s": -1}, "elastic_minimum_idle_time_s"),
-        ({"sizing_group": "a b"}, "sizing_group"),
-        ({"policies": [{**FIXED, "slots": math.nan}]}, r"policies\[0\].slots"),
-    ],
-)
-def test_bad_sizes_are_refused_by_name(
-    bench: Workbench, fields: dict[str, Any], match: str
-) -> None:
+WRONG_SIZES: list[tuple[dict[str, Any], str]] = [
+    ({"elastic_minimum_slots": 9}, r"elastic_minimum_slots \(9\) is above"),
+    ({"elastic_minimum_idle_slots": 9}, r"elastic_minimum_idle_slots \(9\) is above"),
+    ({"elastic_maximum_slots": 1, "elastic_minimum_slots": 2}, "elastic_minimum_slots"),
+    ({"elastic_resize_factor": 0}, "elastic_resize_factor"),
+    ({"elastic_resize_factor": 7}, "elastic_resize_factor"),
+    ({"elastic_resize_factor": math.nan}, "elastic_resize_factor"),
+    ({"elastic_minimum_idle_time_s": -1}, "elastic_minimum_idle_time_s"),
+    ({"sizing_group": "a b"}, "sizing_group"),
+    ({"policies": [{**FIXED, "slots": math.nan}]}, r"policies\[0\].slots"),
+]
+
+
+def test_bad_sizes_are_refused_by_name(bench: Workbench) -> None:
     bench.pool(vms=0, is_elastic=True, elastic_maximum_slots=8)
     with bench.client() as client:
         pool = client.pool("herd")
         before = pool.info()
-        with pytest.raises(BadInput, match=match):
-            pool.set(**fields)
-        assert pool.update().info() == before
-        with pytest.raises(BadInput, match=match):
-            client.create_pool("other", **{"elastic_maximum_slots": 8, **fields})
+        for fields, match in WRONG_SIZES:
+            with pytest.raises(BadInput, match=match):
+                pool.set(**fields)
+            assert pool.update().info() == before
+            with pytest.raises(BadInput, match=match):
+                client.create_pool("other", **{"elastic_maximum_slots": 8, **fields})
         assert [known.name for known in client.pools()] == ["herd"]
 
 
