@@ -65,8 +65,6 @@ def _next(snapshot: PoolSnapshot, decision: Decision, now: datetime) -> tuple[st
             return f"it grows further, by {short} slots, if they are still needed", now + period
         case "paused":
             return "it asks for VMs again", snapshot.paused_until
-        case "stopped":
-            return f"nothing is launched: {snapshot.stopped}", None
         case "maximum":
             return "nothing more than its maximum, whatever waits", None
         case "ceiling":
@@ -99,6 +97,8 @@ def _goes_first(
             return "VMs go when their work has ended", None
     if decision.grow_vms:
         return "it stays at that size while its demand does", None
+    if snapshot.stopped:
+        return f"nothing is launched: {snapshot.stopped}", None
     return "nothing while its demand stays as it is", None
 
 

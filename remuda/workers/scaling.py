@@ -68,7 +68,7 @@ class PoolSnapshot:
     `elastic` None: a static pool of `instance_count` VMs; `policy`: whose it is, "" for the pool's
     own, and `policy_changed` when it was not yet the one of the last decision. `queued_slots`: the
     runnable work that has no slots yet; `demands`: its shapes. `provider_known` False: the provider
-    did not answer, or not credibly. `stopped`: why nothing is to be launched at all, in words.
+    did not answer, or not credibly. `stopped`: why nothing is to be placed or launched, in words.
     """
 
     pool_id: int
@@ -171,9 +171,12 @@ class _Size:
         self.alive = sum(vm.slots for vm in self.serving)
         self.busy = sum(vm.busy_slots for vm in self.serving)
         self.draining = sum(vm.slots for vm in snapshot.vms if vm.draining)
-        wanted = self.busy + snapshot.queued_slots + self.elastic.minimum_idle_slots
+        self.stopped = snapshot.stopped
+        # What is not to be placed keeps no VM waiting for it.
+        queued = 0 if self.stopped else snapshot.queued_slots
+        wanted = self.busy + queued + self.elastic.minimum_idle_slots
         self.packing = _packed(snapshot, self.serving)
-        if snapshot.demands or self.isolated:
+        if (snapshot.demands and not self.stopped) or self.isolated:
             wanted = max(wanted, self._for_shapes(snapshot))
         self.target = min(
             max(wanted, self.elastic.minimum_total_slots), self.elastic.maximum_total_slots
@@ -253,6 +256,7 @@ class _Size:
     ) -> Decision:
         whose = f"by policy {self.policy}: " if self.policy else ""
         facts = f"{whose}{self.busy} slots busy, {self.inputs['queued']} waited for"
+        facts += f", not counted as {self.stopped}" if self.stopped else ""
         return Decision(
             target=self.target,
             alive=self.alive,
@@ -288,7 +292,8 @@ def _packed(snapshot: PoolSnapshot, serving: Sequence[VmSlots]) -> Packing:
         gpus=snapshot.gpus_per_vm,
     )
     single_use = snapshot.isolation == "single_use"
-    return pack(snapshot.demands, rooms, fresh=fresh, single_use=single_use)
+    demands = () if snapshot.stopped else snapshot.demands
+    return pack(demands, rooms, fresh=fresh, single_use=single_use)
 
 
 def _fixed(slots: int) -> ElasticSettings:
@@ -297,7 +302,7 @@ def _fixed(slots: int) -> ElasticSettings:
 
 def _grow(size: _Size, snapshot: PoolSnapshot, now: datetime) -> Decision:
     if snapshot.stopped:
-        return size.decision(f"no growth: {snapshot.stopped}", step="stopped")
+        return size.decision("nothing is launched", step="stopped")
     if snapshot.paused_until is not None and now < snapshot.paused_until:
         pause_s = (snapshot.paused_until - now).total_seconds()
         failed = snapshot.launch_failures

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from remuda.errors import BadInput
 from remuda.policies import ElasticSettings
+from remuda.workers.packing import Demand
 from remuda.workers.scaling import (
     SIZED_STATES,
     STEPS,
@@ -363,6 +364,8 @@ def test_who_is_stopped_grows_by_nothing_and_says_why() -> None:
     assert "its budget is used up" in found.reason
     idle = replace(over, elastic=elastic(0, 8), vms=(vm(1, idle_s=9),), queued_slots=0)
     assert decide(idle, NOW).close_vm_ids == (1,)  # what is idle goes all the same
+    waited_for = replace(idle, queued_slots=3, demands=(Demand(count=3, cores=1),))
+    assert decide(waited_for, NOW).close_vm_ids == (1,)  # also when it is waited for in vain
 
 
 @given(pools())
