@@ -15,7 +15,7 @@ from remuda.models.sizing import note_policy
 from remuda.policies import ElasticSettings, Policy, next_change, policy_at
 from remuda.policy_rows import policies_of
 from remuda.workers.ceilings import PoolUse, tightest
-from remuda.workers.scaling import Ceiling
+from remuda.workers.pool_snapshot import Ceiling
 
 
 @dataclass(frozen=True, slots=True)

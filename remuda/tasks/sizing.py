@@ -24,6 +24,7 @@ from remuda.workers import scaling
 from remuda.workers.outlook import outlook
 from remuda.workers.packing import Demand
 from remuda.workers.placement import binding
+from remuda.workers.pool_snapshot import Ceiling, PoolSnapshot, VmSlots
 
 log = logging.getLogger(__name__)
 
@@ -150,19 +151,19 @@ def _close(connection: Connection, demand: models.PoolDemand) -> list[int]:
 def snapshot_of(
     demand: models.PoolDemand,
     rules: ruling.Ruling | None = None,
-    ceiling: scaling.Ceiling | None = None,
-) -> scaling.PoolSnapshot:
+    ceiling: Ceiling | None = None,
+) -> PoolSnapshot:
     """Return a pool as `remuda.workers.scaling` sees it; `rules` None: those of its row."""
     pool = demand.pool
     rules = rules or ruling.of_pool(pool, demand.now)
-    return scaling.PoolSnapshot(
+    return PoolSnapshot(
         pool_id=pool["id"],
         state=pool["state"],
         elastic=rules.size,
         instance_count=pool["instance_count"],
         slots_per_vm=pool["slots_per_vm"],
         vms=tuple(
-            scaling.VmSlots(
+            VmSlots(
                 id=vm["id"],
                 state=_STAGE[vm["state"]],
                 slots=vm["slots"],

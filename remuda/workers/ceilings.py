@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from remuda.workers.scaling import Ceiling
+from remuda.workers.pool_snapshot import Ceiling
 
 __all__ = ["PoolUse", "tightest"]
 

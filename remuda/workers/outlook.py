@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from remuda.policies import Policy
-from remuda.workers.scaling import Decision, PoolSnapshot, due_at
+from remuda.workers.pool_snapshot import PoolSnapshot
+from remuda.workers.scaling import Decision, due_at
 
 __all__ = ["Outlook", "outlook"]
 

@@ -18,7 +18,8 @@ from remuda.traces import TraceRow
 from remuda.workers.outlook import outlook
 from remuda.workers.packing import Demand
 from remuda.workers.placement import PendingJob, PlacementSnapshot, VmCapacity, place
-from remuda.workers.scaling import PoolSnapshot, VmSlots, decide
+from remuda.workers.pool_snapshot import PoolSnapshot, VmSlots
+from remuda.workers.scaling import decide
 from remuda.workers.simulated import JobRun, PoolModel, Simulation, Step, VmRun
 
 __all__ = ["simulate"]

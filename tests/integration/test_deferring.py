@@ -13,6 +13,7 @@ from remuda import Client, JobSpec
 from remuda.config import Settings, load_settings
 from remuda.errors import BadInput
 from remuda.tasks import sizing
+from remuda.tasks.enqueueing import enqueue
 from tests.integration.workbench import Workbench
 from tests.integration.yard import Yard, yard
 
@@ -51,6 +52,19 @@ def test_without_hours_it_is_refused_and_nothing_is_submitted(bench: Workbench) 
         with pytest.raises(BadInput, match="needs hours to choose from"):
             client.submit(JobSpec(["x"], deferrable=True, max_queue_s=3600), pool="herd")
         assert client.jobs() == []
+
+
+def test_producers_with_only_the_broker(yard: Yard, tmp_path: Path) -> None:
+    yard.pool()
+    spec = {"command": ["x"], "deferrable": True, "max_queue_s": 6 * 3600}
+    with pytest.raises(BadInput, match="needs hours to choose from"):
+        enqueue(yard.runtime, [spec], pool="herd", owner="alice", key="k")
+    yard.runtime.settings = settings_with(yard.runtime.settings, tmp_path)
+    specs = [spec, {"command": ["x"]}]
+    later, now = enqueue(yard.runtime, specs, pool="herd", owner="alice", key="k")
+    assert yard.row("jobs", later)["not_before"] > datetime.now(UTC)
+    assert yard.row("jobs", now)["not_before"] is None
+    assert enqueue(yard.runtime, specs, pool="herd", owner="alice", key="k") == [later, now]
 
 
 def test_no_pool_grows_for_what_waits(yard: Yard, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remuda.workers.ceilings import PoolUse, tightest
-from remuda.workers.scaling import Ceiling
+from remuda.workers.pool_snapshot import Ceiling
 
 
 def room(pool: int, uses: list[PoolUse], limit: int) -> int:

@@ -15,6 +15,7 @@ from remuda.cli.pool_sizing import PoliciesFile
 from remuda.policy_rows import policies_of, policy_row
 from tests.unit.cli import stand_in
 from tests.unit.fake_pools import NOON
+from tests.unit.fake_pools import FakeClient as FakePools
 
 NIGHT = {"name": "night", "kind": "fixed", "slots": 4}
 TOML = """
@@ -108,3 +109,23 @@ def test_decisions_are_listed(client: FakeClient) -> None:
     assert "growing by 2 VMs" in done.output
     assert json.loads(run("decisions", "sim", "--json").output)[0]["target"] == 50
     assert run("decisions", "sim", "--limit", "0").exit_code == 2
+
+
+def test_pools_are_created_and_set_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakePools()
+    stand_in(monkeypatch, fake)
+    told = ("--policies", json.dumps(NIGHT), "--group", "cloud", "--datacenter", "FR",
+            "--offer-order", "cheapest")  # fmt: skip
+    expected = {
+        "policies": [NIGHT],
+        "sizing_group": "cloud",
+        "datacenter": "FR",
+        "offer_order": "cheapest",
+    }
+    assert run("create", "sim", *told).exit_code == 0
+    assert run("set", "sim", *told).exit_code == 0
+    [created] = [fields for name, (_, fields) in fake.calls[:1] if name == "create_pool"]
+    [changed] = [fields for name, fields in fake.calls if name == "set"]
+    assert expected.items() <= created.items()
+    assert changed == expected
+    assert run("set", "sim", "--offer-order", "dearest").exit_code == 2

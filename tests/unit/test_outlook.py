@@ -9,7 +9,8 @@ from hypothesis import given
 
 from remuda.policies import ElasticSettings, Policy
 from remuda.workers.outlook import Outlook, outlook
-from remuda.workers.scaling import Ceiling, PoolSnapshot, decide
+from remuda.workers.pool_snapshot import Ceiling, PoolSnapshot
+from remuda.workers.scaling import decide
 from tests.unit.test_scaling import NOW, elastic, pool, pools, vm
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from remuda.constraints import Hardware
 from remuda.policies import ElasticSettings
 from remuda.workers.packing import Demand, Room, pack
-from remuda.workers.scaling import PoolSnapshot, VmSlots, decide
+from remuda.workers.pool_snapshot import PoolSnapshot, VmSlots
+from remuda.workers.scaling import decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ALICE, BOB = (1, ""), (2, "")

@@ -15,15 +15,8 @@ from hypothesis import strategies as st
 from remuda.errors import BadInput
 from remuda.policies import ElasticSettings
 from remuda.workers.packing import Demand
-from remuda.workers.scaling import (
-    SIZED_STATES,
-    STEPS,
-    Ceiling,
-    Decision,
-    PoolSnapshot,
-    VmSlots,
-    decide,
-)
+from remuda.workers.pool_snapshot import Ceiling, PoolSnapshot, VmSlots
+from remuda.workers.scaling import SIZED_STATES, STEPS, Decision, decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
