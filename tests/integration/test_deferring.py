@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -56,7 +57,7 @@ def test_without_hours_it_is_refused_and_nothing_is_submitted(bench: Workbench) 
 
 def test_producers_with_only_the_broker(yard: Yard, tmp_path: Path) -> None:
     yard.pool()
-    spec = {"command": ["x"], "deferrable": True, "max_queue_s": 6 * 3600}
+    spec: dict[str, Any] = {"command": ["x"], "deferrable": True, "max_queue_s": 6 * 3600}
     with pytest.raises(BadInput, match="needs hours to choose from"):
         enqueue(yard.runtime, [spec], pool="herd", owner="alice", key="k")
     yard.runtime.settings = settings_with(yard.runtime.settings, tmp_path)
