@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Engine, text
 
 from remuda.config import Settings, load_settings
 from remuda.embedded import ensure_server, stop_server
-from remuda.models import migrate, owners, pool_life, sizing, usage, waiting
+from remuda.models import migrate, owners, pool_life, shapes, sizing, usage
 from remuda.models.database import make_engine, rows, transact
 from remuda.models.submit import NewJob, NewSpec, insert_jobs, owner_id
 from remuda.models.vm_life import insert_vms
@@ -284,11 +284,11 @@ def plans(engine: Engine) -> dict[str, str]:
     """Return how PostgreSQL goes about the queries for waiting jobs and for use."""
     with engine.begin() as connection:
         pools = list(connection.scalars(text("SELECT id FROM pools ORDER BY id LIMIT 4")))
-        heads = rows(connection, waiting._SHAPES, pools=pools)
+        heads = rows(connection, shapes.SHAPES, pools=pools)
         queries: dict[str, tuple[str, dict[str, Any]]] = {
-            "The first job of each owner and shape": (waiting._SHAPES, {"pools": pools}),
+            "The first job of each owner and shape": (shapes.SHAPES, {"pools": pools}),
             "The next jobs of each": (
-                str(waiting._JOBS_OF_ONE),
+                str(shapes.JOBS_OF_ONE),
                 {
                     "turns": json.dumps(
                         [

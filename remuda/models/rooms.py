@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from remuda.constraints import Hardware, unmet
 
@@ -61,25 +61,57 @@ class Room:
     hardware: Hardware
 
 
-def fits(needs: Mapping[str, Any], room: Room) -> bool:
+class Needs(Protocol):
+    """What a job asks for, and whose it is."""
+
+    @property
+    def cores(self) -> int:
+        """Slots."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory; 0: none asked."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs."""
+
+    @property
+    def owner_id(self) -> int:
+        """Whose it is."""
+
+    @property
+    def sandbox(self) -> str:
+        """Whom it shares VMs with."""
+
+    @property
+    def architecture(self) -> str | None:
+        """Of the machine; None: any."""
+
+    @property
+    def constraints(self) -> Mapping[str, Any] | None:
+        """What the machine must be."""
+
+
+def fits(needs: Needs, room: Room) -> bool:
     """Return whether a job that needs so much, and is whose, may have this room."""
     return (
-        needs["cores"] <= room.slots
-        and needs["memory_bytes"] <= room.memory_bytes
-        and needs["gpus"] <= room.gpus
+        needs.cores <= room.slots
+        and needs.memory_bytes <= room.memory_bytes
+        and needs.gpus <= room.gpus
         and (
             room.owner_id is None
             or (
-                room.owner_id == needs["owner_id"]
-                and (room.sandbox is None or room.sandbox == needs["sandbox"])
+                room.owner_id == needs.owner_id
+                and (room.sandbox is None or room.sandbox == needs.sandbox)
             )
         )
         and (
-            (needs["architecture"] is None and not needs["constraints"])
+            (needs.architecture is None and not needs.constraints)
             or not unmet(
                 room.hardware,
-                architecture=needs["architecture"],
-                constraints=needs["constraints"],
+                architecture=needs.architecture,
+                constraints=needs.constraints,
             )
         )
     )
@@ -87,7 +119,7 @@ def fits(needs: Mapping[str, Any], room: Room) -> bool:
 
 def rooms_of(vms: Sequence[VmRoom], max_ahead: int) -> list[Room]:
     """Return the rooms there are, the largest first: of those alike only that with most memory."""
-    most: dict[Room, int] = {}
+    most: dict[tuple[Any, ...], int] = {}
     for vm in vms:
         isolated = vm.isolation != "shared"
         if vm.isolation == "single_use" and vm.bound_owner_id is not None:
@@ -104,7 +136,10 @@ def rooms_of(vms: Sequence[VmRoom], max_ahead: int) -> list[Room]:
         for slots, used, gpus, ahead, whole in kinds:
             memory = UNLIMITED if vm.memory_bytes is None else vm.memory_bytes - used
             if slots > 0 and memory >= 0:
-                key = Room(vm.pool_id, slots, 0, max(0, gpus), ahead, whole, *bound, vm.hardware)
+                key = (vm.pool_id, slots, max(0, gpus), ahead, whole, *bound, vm.hardware)
                 most[key] = max(memory, most.get(key, 0))
-    found = [replace(room, memory_bytes=memory) for room, memory in most.items()]
+    found = [
+        Room(pool, slots, memory, gpus, ahead, whole, owner, sandbox, hardware)
+        for (pool, slots, gpus, ahead, whole, owner, sandbox, hardware), memory in most.items()
+    ]
     return sorted(found, key=lambda room: room.slots, reverse=True)

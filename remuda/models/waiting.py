@@ -18,11 +18,10 @@ from sqlalchemy import Connection, text
 
 from remuda.fairness import FairShares, allotments
 from remuda.models import usage
-from remuda.models.database import rows
-from remuda.models.deadlines import MAYBE_OVERDUE, end_overdue
-from remuda.models.jobs import READY
+from remuda.models.deadlines import end_overdue
 from remuda.models.quotas import QuotaRoom
 from remuda.models.rooms import Room, VmRoom, fits, rooms_of
+from remuda.models.shapes import JOBS_OF_ONE, JOBS_OF_SEVERAL, SEVERAL, SHAPES, Head
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,65 +46,6 @@ class WaitingJob:
     reserves: bool = False  # not locked: it fits no room there is, and has waited for long
 
 
-# The first job of each shape that waits: of jobs for one pool, by pool, then of those for several. Each
-# step of the recursion is one look into the index.
-_HEAD = """j.id, j.pool_id, j.pool_ids, j.owner_id, j.shape, j.cores, j.gpus, j.architecture,
-    coalesce(j.memory_bytes, 0) AS memory_bytes, j.constraints, j.sandbox, j.submitted_at,
-    j.array_id, j.queue_id, j.priority, j.displaced,
-    extract(epoch FROM now() - greatest(j.submitted_at, j.not_before))::float8 AS waited_s"""
-_STEPS = """
-    SELECT n.* FROM (
-      WITH RECURSIVE heads AS (
-        (SELECT {head} FROM jobs j WHERE {ready} AND {which}
-         ORDER BY j.owner_id, j.shape LIMIT 1)
-        UNION ALL
-        SELECT n.* FROM heads h CROSS JOIN LATERAL (
-          SELECT {head} FROM jobs j
-          WHERE {ready} AND {which} AND (j.owner_id, j.shape) > (h.owner_id, h.shape)
-          ORDER BY j.owner_id, j.shape LIMIT 1) AS n
-      ) SELECT * FROM heads) AS n
-"""
-_SHAPES = (
-    "SELECT n.*, CASE WHEN n.array_id IS NULL THEN o.mean_wall_s"
-    " ELSE (SELECT a.mean_wall_s FROM arrays a WHERE a.id = n.array_id) END AS expected_wall_s"
-    " FROM (SELECT n.* FROM unnest(CAST(:pools AS bigint[])) AS p(id) CROSS JOIN LATERAL ("
-    + _STEPS.format(head=_HEAD, ready=READY, which="j.pool_id = p.id")
-    + ") AS n WHERE n.pool_ids IS NULL UNION ALL"
-    + _STEPS.format(head=_HEAD, ready=READY, which="j.pool_ids IS NOT NULL")
-    + "WHERE n.pool_ids && CAST(:pools AS bigint[])) AS n"
-    " JOIN owners o ON o.id = n.owner_id AND o.budget_stop IS NULL"
-)
-
-# The next jobs of each owner in a pool, of its shapes that fit somewhere (`free`: into free slots, else
-# only ahead). What is locked is what comes out, and looked at again: it may have ended meanwhile.
-_JOBS = f"""
-    SELECT j.id, j.pool_id, j.pool_ids, j.owner_id, j.array_id, j.priority, j.displaced,
-           j.submitted_at, j.cores, coalesce(j.memory_bytes, 0) AS memory_bytes, j.gpus,
-           j.architecture, j.constraints, j.sandbox, c.expected_wall_s, {MAYBE_OVERDUE} AS late
-    FROM jsonb_to_recordset(CAST(:turns AS jsonb))
-        AS t(pool_id bigint, owner_id bigint, most int, shapes jsonb)
-    JOIN owners o ON o.id = t.owner_id CROSS JOIN LATERAL (
-      SELECT c.* FROM jsonb_to_recordset(t.shapes) AS f(shape bigint, free boolean)
-      CROSS JOIN LATERAL (
-        SELECT j.id, j.priority, j.displaced,
-               CASE WHEN j.array_id IS NULL THEN o.mean_wall_s ELSE a.mean_wall_s END
-                 AS expected_wall_s
-        FROM jobs j LEFT JOIN arrays a ON a.id = j.array_id
-        WHERE {READY} AND {{which}} AND j.owner_id = t.owner_id AND j.shape = f.shape
-          AND (j.not_before IS NULL OR j.not_before <= now())
-          AND (j.array_id IS NULL OR j.array_id <> ALL(:full_arrays))
-          AND (f.free OR CASE WHEN j.array_id IS NULL THEN o.mean_wall_s
-                              ELSE a.mean_wall_s END <= :horizon)
-        ORDER BY j.priority DESC, j.displaced DESC, j.id LIMIT t.most) AS c
-      ORDER BY c.priority DESC, c.displaced DESC, c.id LIMIT t.most) AS c
-    -- CASE: the planner must not take the condition for one that an index answers.
-    JOIN jobs j ON j.id = c.id AND CASE WHEN {READY} THEN true ELSE false END
-    FOR NO KEY UPDATE OF j SKIP LOCKED
-"""
-_JOBS_OF_ONE = text(_JOBS.format(which="j.pool_id = t.pool_id"))
-_JOBS_OF_SEVERAL = text(_JOBS.format(which="j.pool_ids IS NOT NULL"))
-
-
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """The jobs to place. `cut`: the (pool, owner) of which there may be more, which come later.
@@ -116,9 +56,6 @@ class Waiting:
     jobs: tuple[WaitingJob, ...] = ()
     shares: FairShares = field(default_factory=FairShares)
     cut: frozenset[tuple[int, int]] = frozenset()
-
-
-SEVERAL = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +97,9 @@ class WaitingJobs:
         self._rooms: dict[int, list[Room]] = defaultdict(list)
         for room in rooms_of(vms, max_ahead):
             self._rooms[room.pool_id].append(room)
+        # In pools whose rooms are all the same to everybody, who asks for the same fits the same.
+        self._bound = {vm.pool_id for vm in vms if vm.bound_owner_id is not None}
+        self._known: dict[tuple[Any, ...] | None, set[bool]] = {}
 
     def lock(self) -> Waiting:
         """Lock and return the jobs that come next of each owner, and those that wait for room.
@@ -168,9 +108,10 @@ class WaitingJobs:
         """
         if not any(not room.whole for rooms in self._rooms.values() for room in rooms):
             return Waiting()
-        heads = rows(self._connection, _SHAPES, pools=sorted(self._rooms))
+        found_heads = self._connection.execute(text(SHAPES), {"pools": sorted(self._rooms)})
+        heads = [Head(*row) for row in found_heads]
         fitting = [(head, free) for head in heads if (free := self._fits(head)) is not None]
-        owners = {head["owner_id"] for head, _ in fitting}
+        owners = {head.owner_id for head, _ in fitting}
         shares = FairShares()
         if len(owners) > 1:
             shares = usage.shares(self._connection, half_life_s=self._half_life_s)
@@ -179,7 +120,7 @@ class WaitingJobs:
         ordered = sorted([*found.values(), *wide], key=_order)
         return Waiting(tuple(ordered), shares, cut)
 
-    def _room(self, source: int, heads: Iterable[Mapping[str, Any]]) -> int:
+    def _room(self, source: int, heads: Iterable[Head]) -> int:
         """Return how many such jobs the VMs of a pool, or of all, take at the very most.
 
         Of a queue ahead only that counts which jobs as short as the shortest of these fill.
@@ -195,42 +136,54 @@ class WaitingJobs:
                 room += max(0, min(self._max_ahead - vm.backlog_count, math.ceil(min(filled, 1e9))))
         return min(room, self._most)
 
-    def _least_wall_s(self, head: Mapping[str, Any]) -> float:
+    def _least_wall_s(self, head: Head) -> float:
         """Return what the shortest jobs like this may take: behind small arrays there may be others."""
-        wall_s = math.inf if head["expected_wall_s"] is None else float(head["expected_wall_s"])
-        mixed = head["array_id"] is not None and head["queue_id"] is None
+        wall_s = math.inf if head.expected_wall_s is None else float(head.expected_wall_s)
+        mixed = head.array_id is not None and head.queue_id is None
         return min(wall_s, self._horizon_s) if mixed else wall_s
 
-    def _fits(self, head: Mapping[str, Any]) -> bool | None:
+    def _fits(self, head: Head) -> bool | None:
         """Return whether jobs like this fit into free slots; None: neither there nor ahead."""
         if not self._may_have(head):
             return None
-        kinds = {
+        plain = (
+            None
+            if head.constraints or head.pool_ids or head.pool_id in self._bound
+            else (head.pool_id, head.cores, head.memory_bytes, head.gpus, head.architecture)
+        )
+        if plain not in self._known:
+            self._known[plain] = self._kinds(head)
+        kinds = self._known[plain] if plain else self._kinds(head)
+        return None if not kinds else False in kinds
+
+    def _kinds(self, head: Head) -> set[bool]:
+        return {
             room.ahead
-            for pool in head["pool_ids"] or [head["pool_id"]]
+            for pool in head.pool_ids or [head.pool_id]
             for room in self._rooms.get(pool, ())
             if not room.whole and fits(head, room)
         }
-        return None if not kinds else False in kinds
 
-    def _may_have(self, head: Mapping[str, Any]) -> bool:
-        pool = None if head["pool_ids"] else head["pool_id"]
-        left = self._quota.of(head["owner_id"], pool)
-        return left is None or head["cores"] <= left
+    def _may_have(self, head: Head) -> bool:
+        if not self._quota.left:
+            return True
+        pool = None if head.pool_ids else head.pool_id
+        left = self._quota.of(head.owner_id, pool)
+        return left is None or head.cores <= left
 
     def _turns(
         self,
-        fitting: Sequence[tuple[Mapping[str, Any], bool]],
+        fitting: Sequence[tuple[Head, bool]],
         shares: FairShares,
     ) -> list[_Turn]:
         """Return how many jobs of each owner to look at in each pool: its part, and some more."""
         shapes: dict[int, dict[int, list[tuple[int, bool]]]] = defaultdict(
             lambda: defaultdict(list)
         )
-        heads: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+        heads: dict[int, list[Head]] = defaultdict(list)
         for head, free in fitting:
-            shapes[_source(head)][head["owner_id"]].append((head["shape"], free))
-            heads[_source(head)].append(head)
+            shapes[head.source][head.owner_id].append((head.shape, free))
+            heads[head.source].append(head)
         turns = []
         for source, of_owner in shapes.items():
             most = self._room(source, heads[source])
@@ -286,7 +239,7 @@ class WaitingJobs:
             for turn in turns
         ]
         return self._connection.execute(
-            _JOBS_OF_SEVERAL if turns[0].source == SEVERAL else _JOBS_OF_ONE,
+            JOBS_OF_SEVERAL if turns[0].source == SEVERAL else JOBS_OF_ONE,
             {
                 "turns": json.dumps(told),
                 "full_arrays": sorted(full),
@@ -295,34 +248,30 @@ class WaitingJobs:
         ).all()
 
     def _without_room(
-        self, heads: Iterable[Mapping[str, Any]], found: Mapping[int, WaitingJob]
+        self, heads: Iterable[Head], found: Mapping[int, WaitingJob]
     ) -> list[WaitingJob]:
         """Return the first of each shape that has waited for long, and fits a VM that has nothing else."""
         wide = []
         for head in heads:
-            if head["id"] in found or head["waited_s"] < self._reserve_after_s:
+            if head.id in found or head.waited_s < self._reserve_after_s:
                 continue
-            if self._array_room.get(head["array_id"], 1) <= 0 or not self._may_have(head):
+            if self._array_room.get(head.array_id or 0, 1) <= 0 or not self._may_have(head):
                 continue
             rooms = [
                 room
-                for pool in head["pool_ids"] or [head["pool_id"]]
+                for pool in head.pool_ids or [head.pool_id]
                 for room in self._rooms.get(pool, ())
                 if fits(head, room)
             ]
             if any(room.whole for room in rooms) and all(
                 room.whole or room.ahead for room in rooms
             ):
-                fields: dict[str, Any] = {name: head.get(name) for name in _FIELDS}
+                fields = {name: getattr(head, name) for name in _FIELDS}
                 wide.append(WaitingJob(**fields, reserves=True))
         return wide
 
 
 _FIELDS = tuple(name for name in WaitingJob.__slots__ if name != "reserves")
-
-
-def _source(head: Mapping[str, Any]) -> int:
-    return SEVERAL if head["pool_ids"] else int(head["pool_id"])
 
 
 def _order(job: WaitingJob) -> tuple[int, bool, int]:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 
 from remuda import JobSpec
 from remuda.errors import BadInput, Refused
-from remuda.models import demand, dispatch, owners, usage, waiting
+from remuda.models import demand, dispatch, owners, shapes, usage
 from remuda.models.database import rows, transact
 from remuda.models.dispatch import take_snapshot
 from remuda.models.submit import owner_id
@@ -272,7 +272,7 @@ def test_the_next_job_of_each_owner_is_found_in_the_index(engine: Engine) -> Non
         make_jobs(connection, pool, 10, owner="bob", cores=2)
     with engine.begin() as connection:
         connection.execute(dispatch._NOW)
-        heads = rows(connection, waiting._SHAPES, pools=[pool])
+        heads = rows(connection, shapes.SHAPES, pools=[pool])
         assert len(heads) == 2
         turns = [
             {
@@ -285,8 +285,8 @@ def test_the_next_job_of_each_owner_is_found_in_the_index(engine: Engine) -> Non
         ]
         values = {"turns": json.dumps(turns), "full_arrays": [], "horizon": 0.5}
         for statement, given in (
-            (waiting._SHAPES, {"pools": [pool]}),
-            (str(waiting._JOBS_OF_ONE), values),
+            (shapes.SHAPES, {"pools": [pool]}),
+            (str(shapes.JOBS_OF_ONE), values),
         ):
             found = rows(connection, f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", **given)
             plan = "\n".join(line["QUERY PLAN"] for line in found)
