@@ -25,7 +25,7 @@ class FakeClient:
     def owners(self) -> list[dict[str, Any]]:
         row = {
             "members": 0, "usage_slot_s": 7200.0, "slots": 3, "queued": 12, "vms": 1, "leases": 0,
-            "waiting": 0, "max_vms": None, "weight": 2.5,
+            "waiting": 0, "max_vms": None, "max_pools": None, "pools": 0, "weight": 2.5,
         }  # fmt: skip
         quotas = [
             {"pool": None, "max_slots": 64, "max_queued": 100},
