@@ -92,6 +92,26 @@ def keys(engine: Engine) -> Finding:
     return Finding("ok", here if files else "no pool names a key file")
 
 
+def secrets(engine: Engine, settings: Settings) -> Finding:
+    """Say whether this machine has the keys of all secrets that are stored."""
+    from remuda.keyring import KeyRing
+
+    found = health.query(
+        engine,
+        """SELECT o.name AS owner, s.name, s.stored FROM secrets s
+           JOIN owners o ON o.id = s.owner_id ORDER BY s.id""",
+    )
+    if not found:
+        return Finding("ok", "none stored")
+    ring = KeyRing(settings)
+    try:
+        for row in found:
+            ring.decrypt(row["owner"], row["name"], bytes(row["stored"]))
+    except RemudaError as error:
+        return Finding("fail", error.message, error.hint)
+    return Finding("ok", f"{count(len(found), 'secret')}, all readable here")
+
+
 def providers(engine: Engine, settings: Settings) -> Iterator[tuple[str, Finding]]:
     """Ask the provider of each open pool, from this machine, for what it has."""
     from remuda.models import machines

@@ -114,3 +114,20 @@ def test_a_worker_of_another_release_refuses_to_start(
     waits = CliRunner().invoke(root, ["worker"])
     assert (waits.exit_code, "waits for it" in waits.stderr) == (0, True)
     assert became == ["worker", "worker"]
+
+
+def test_secrets_are_readable_here(bench: Workbench) -> None:
+    from remuda.keyring import KeyRing
+
+    assert doctor_more.secrets(bench.engine, bench.settings) == ("ok", "none stored", "")
+    ring = KeyRing(bench.settings)
+    ring.create()
+    with bench.client() as client:
+        client.put_secret("TOKEN", "x")
+    told = doctor_more.secrets(bench.engine, bench.settings)
+    assert told[:2] == ("ok", "1 secret, all readable here")
+    ring.path.unlink()
+    ring.create()
+    status, detail, advice = doctor_more.secrets(bench.engine, bench.settings)
+    assert (status, "not here" in detail) == ("fail", True)
+    assert "key ring" in advice

@@ -157,3 +157,16 @@ def test_resources_go_with_their_pool_if_told(bench: Workbench, data: Path) -> N
 def test_a_flag_that_is_none(bench: Workbench) -> None:
     with pytest.raises(BadInput, match="wait_for_resources"):
         JobSpec("true", wait_for_resources="yes")  # type: ignore[arg-type]
+
+
+def test_resources_are_found_where_the_storage_was_moved(bench: Workbench, data: Path) -> None:
+    from remuda.models.fencing import move_storage
+
+    old = bench.settings.storage.rstrip("/")
+    with bench.client() as client:
+        pool = client.create_pool("sim", resources=[_named(data / "a.txt"), ("s3://b/x", "x")])
+        before = {r["name"]: r["url"] for r in pool.resources}
+        with bench.engine.begin() as connection:
+            assert move_storage(connection, old, "s3://new/place") == 1
+        after = {r["name"]: r["url"] for r in pool.resources}
+        assert after == {**before, "a.txt": before["a.txt"].replace(old, "s3://new/place")}

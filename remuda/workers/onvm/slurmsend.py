@@ -93,7 +93,8 @@ class Sending(Judging):
     def variables(self, job: Job) -> dict[str, str]:
         ids = {"JOB_ID": job.j, "ATTEMPT_ID": job.a, "EPOCH": job.e, "CORES": job.cores}
         own = {"REMUDA_" + name: str(value) for name, value in ids.items()}
-        return {**job.env, **own, "REMUDA_VM": self.name}
+        shared = {"REMUDA_VM": self.name, "REMUDA_RESOURCES": self.environ["REMUDA_RESOURCES"]}
+        return {**job.env, **own, **shared}
 
     def adopt_batch(self, batch: Batch) -> None:
         self.batches[batch.token] = batch
