@@ -168,6 +168,7 @@ def test_what_a_job_sees(vm: Vm, line: Line) -> None:
     )
     seen = output(entry).decode().splitlines()
     ids = ["JOB_ID=5", "ATTEMPT_ID=7", "EPOCH=3", "CORES=2", "VM=vm", f"VM_HOME={vm.home}"]
+    ids.append(f"RESOURCES={vm.home}/resources")
     assert {f"REMUDA_{text}" for text in ids} == {s for s in seen if s.startswith("REMUDA_")}
     assert "MINE=ü x" in seen
     fds = output(line.sh(8, "ls /proc/self/fd")).split()
