@@ -27,7 +27,7 @@ class Budget(Base):
         CheckConstraint("level IN ('ok', 'warn', 'stop')", name="level"),
         CheckConstraint(
             "num_nulls(warn, stop) < 2 AND warn >= 0 AND stop >= 0 AND warn <= 1e15"
-            " AND stop <= 1e15 AND warn <= stop AND spent >= 0",
+            " AND stop <= 1e15 AND warn <= stop AND spent >= 0 AND check_s >= 0",
             name="amounts",
         ),
     )
@@ -42,6 +42,7 @@ class Budget(Base):
     level: Mapped[str] = mapped_column(Text, server_default="ok")
     period_start: Mapped[Timestamp | None]
     checked_at: Mapped[Timestamp | None]
+    check_s: Mapped[float] = mapped_column(server_default="0")  # what that took
     created_at: Mapped[Created]
 
 
@@ -61,7 +62,7 @@ def put(
             f"""INSERT INTO budgets (pool_id, owner_id, period, warn, stop)
                 VALUES (:pool, :owner, :period, :warn, :stop)
                 ON CONFLICT ({subject}) DO UPDATE SET period = EXCLUDED.period,
-                  warn = EXCLUDED.warn, stop = EXCLUDED.stop"""
+                  warn = EXCLUDED.warn, stop = EXCLUDED.stop, checked_at = NULL"""
         ),
         {"pool": pool_id, "owner": owner_id, "period": period, "warn": warn, "stop": stop},
     )
@@ -88,9 +89,10 @@ def listing(connection: Connection) -> Sequence[Mapping[str, Any]]:
 
 
 def to_check(connection: Connection) -> tuple[datetime, Sequence[Mapping[str, Any]]]:
-    """Return now and the budgets, locked, each with the `begin` of its present period.
+    """Return now and the budgets that are due, locked, each with the `begin` of its present period.
 
-    None while another checks them.
+    None while another checks them. One whose check takes long is looked at less often, so that all
+    this costs little.
     """
     now = connection.scalar(text("SELECT now()"))
     if not connection.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}):
@@ -102,7 +104,9 @@ def to_check(connection: Connection) -> tuple[datetime, Sequence[Mapping[str, An
                     ELSE date_trunc(b.period, now(), 'UTC') END AS begin
            FROM budgets b LEFT JOIN pools p ON p.id = b.pool_id
            LEFT JOIN owners o ON o.id = b.owner_id
-           WHERE p.id IS NULL OR p.state NOT IN ('CLOSED', 'PENDING_DELETE')
+           WHERE (p.id IS NULL OR p.state NOT IN ('CLOSED', 'PENDING_DELETE'))
+             AND coalesce(b.checked_at <= now() - make_interval(secs => greatest(5, 50 * b.check_s)),
+                          true)
            ORDER BY b.id FOR NO KEY UPDATE OF b""",
     )
     return now, found
@@ -130,17 +134,24 @@ def note(
     spent: float,
     level: str,
     reason: str | None,
+    check_s: float,
 ) -> None:
-    """Store how much was spent and what follows.
+    """Store how much was spent, what follows, and what it took to find out.
 
     `reason`: why nothing of the pool or owner is placed or launched; None: it may be.
     """
     connection.execute(
         text(
             """UPDATE budgets SET spent = :spent, level = :level, period_start = :begin,
-                 checked_at = now() WHERE id = :id"""
+                 checked_at = now(), check_s = :check_s WHERE id = :id"""
         ),
-        {"id": budget["id"], "spent": spent, "level": level, "begin": budget["begin"]},
+        {
+            "id": budget["id"],
+            "spent": spent,
+            "level": level,
+            "begin": budget["begin"],
+            "check_s": check_s,
+        },
     )
     _set_stop(connection, pool_id=budget["pool_id"], owner_id=budget["owner_id"], reason=reason)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from sqlalchemy import Connection
 
@@ -20,7 +21,9 @@ def watch_budgets(runtime: Runtime) -> int:
         changed: list[tuple[str, str, float]] = []
         now, found = models.to_check(connection)
         for budget in found:
+            began = time.monotonic()
             spent = models.spent(connection, budget, now)
+            check_s = time.monotonic() - began
             level = level_of(spent, warn=budget["warn"], stop=budget["stop"])
             whose = f"pool {budget['pool']}" if budget["pool"] else f"owner {budget['owner']}"
             reason = (
@@ -28,7 +31,9 @@ def watch_budgets(runtime: Runtime) -> int:
                 if level == "stop"
                 else None
             )
-            models.note(connection, budget, spent=spent, level=level, reason=reason)
+            models.note(
+                connection, budget, spent=spent, level=level, reason=reason, check_s=check_s
+            )
             if level != budget["level"]:
                 changed.append((whose, level, spent))
         return changed

@@ -153,6 +153,26 @@ def test_nonsense_is_refused(bench: Workbench) -> None:
         assert client.budgets() == []
 
 
+def watched(yard: Yard) -> int:
+    """Look at all budgets, however lately that was done."""
+    yard.sql("UPDATE budgets SET checked_at = NULL")
+    return budgeting.watch_budgets(yard.runtime)
+
+
+def test_a_costly_look_is_taken_seldom(yard: Yard, bench: Workbench) -> None:
+    yard.pool()
+    with bench.client() as client:
+        client.set_budget(pool="herd", stop=1)
+        yard.sql("UPDATE budgets SET check_s = 2, checked_at = now() - interval '99 seconds'")
+        budgeting.watch_budgets(yard.runtime)
+        [budget] = client.budgets()
+        assert budget["check_s"] == 2
+        yard.sql("UPDATE budgets SET checked_at = now() - interval '101 seconds'")
+        budgeting.watch_budgets(yard.runtime)
+        [budget] = client.budgets()
+        assert 0 < budget["check_s"] < 2
+
+
 def priced(yard: Yard, price: float = 1.0, **fields: Any) -> None:
     yard.pool(offers=[{"name": "eu", "price": price}], **fields)
 
@@ -169,11 +189,11 @@ def test_a_pools_budget_warns_stops_and_lets_go_on(
     with bench.client() as client:
         client.set_budget(pool="herd", period="total", warn=1.5, stop=3)
         yard.sql("UPDATE pools SET created_at = now() - interval '1 day'")
-        assert budgeting.watch_budgets(yard.runtime) == 1
-        assert budgeting.watch_budgets(yard.runtime) == 0
+        assert watched(yard) == 1
+        assert watched(yard) == 0
         assert "pool herd is at level warn: 2.00 spent" in caplog.text
         client.set_budget(pool="herd", period="total", warn=1.5, stop=2)
-        assert budgeting.watch_budgets(yard.runtime) == 1
+        assert watched(yard) == 1
         [budget] = client.budgets()
         assert (budget["level"], budget["spent"]) == ("stop", near(2))
         client.pool("herd").set(instance_count=4)
@@ -196,7 +216,7 @@ def test_nothing_is_placed_for_a_pool_or_owner_that_is_stopped(
         client.set_budget(owner="alice", period="total", stop=0.5)
         client.set_budget(pool="dear", period="total", stop=100)
         yard.sql("UPDATE owners SET created_at = now() - interval '1 day'")
-        assert budgeting.watch_budgets(yard.runtime) == 1
+        assert watched(yard) == 1
         jobs = {}
         with spent.engine.begin() as connection:
             for owner in ("alice", "bob"):
@@ -210,7 +230,7 @@ def test_nothing_is_placed_for_a_pool_or_owner_that_is_stopped(
         client.set_budget(owner="alice", period="total", stop=50)
         client.set_budget(pool="dear", period="total", stop=1)
         yard.sql("UPDATE pools SET created_at = now() - interval '1 day'")
-        assert budgeting.watch_budgets(yard.runtime) == 2
+        assert watched(yard) == 2
         assert not placing.dispatch(yard.runtime)
         assert "Pool dear places and launches nothing" in " ".join(client.explain(jobs["alice"]))
         client.remove_budget(pool="dear")
@@ -244,13 +264,13 @@ def test_no_pool_grows_for_an_owner_that_is_stopped(yard: Yard) -> None:
 def test_a_new_period_begins_anew(yard: Yard, spent: Workbench) -> None:
     with spent.client() as client:
         client.set_budget(pool="dear", period="day", stop=0.1)
-        budgeting.watch_budgets(yard.runtime)
+        watched(yard)
         yard.sql("UPDATE vms SET state = 'STOPPING' WHERE price = 1 AND state = 'RUNNING'")
         yard.sql(
             """UPDATE vms SET submitted_at = submitted_at - interval '3 days',
                  halted_at = now() - interval '2 days', state = 'HALTED' WHERE price = 1"""
         )
-        budgeting.watch_budgets(yard.runtime)
+        watched(yard)
         [budget] = client.budgets()
         assert (budget["level"], budget["spent"]) == ("ok", 0)
         assert budget["period_start"] <= datetime.now(UTC)

@@ -113,6 +113,7 @@ def _budgets() -> None:
         sa.Column("level", sa.Text(), server_default="ok", nullable=False),
         sa.Column("period_start", sa.DateTime(timezone=True)),
         sa.Column("checked_at", sa.DateTime(timezone=True)),
+        sa.Column("check_s", sa.Double(), server_default="0", nullable=False),
         sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
@@ -130,7 +131,7 @@ def _budgets() -> None:
         "period": "period IN ('day', 'week', 'month', 'total')",
         "level": "level IN ('ok', 'warn', 'stop')",
         "amounts": "num_nulls(warn, stop) < 2 AND warn >= 0 AND stop >= 0 AND warn <= 1e15"
-        " AND stop <= 1e15 AND warn <= stop AND spent >= 0",
+        " AND stop <= 1e15 AND warn <= stop AND spent >= 0 AND check_s >= 0",
     }.items():
         op.create_check_constraint(op.f(f"ck_budgets_{name}"), "budgets", condition)
     # Why nothing of theirs is placed or launched; kept with them, where dispatch reads anyway.
