@@ -295,3 +295,26 @@ def test_the_next_job_of_each_owner_is_found_in_the_index(engine: Engine) -> Non
                 "Index Scan using ix_jobs_waiting on jobs", ""
             )
             assert "rows=3000" not in plan  # nothing reads all of them
+
+
+def test_a_quota_that_another_dispatcher_holds_is_left_to_it(engine: Engine) -> None:
+    """Others' jobs go on; it is told whether it is worth to wait for the holder."""
+    with engine.begin() as connection:
+        pools = [make_pool(connection, name, slots_per_vm=4) for name in ("a", "b")]
+        for pool in pools:
+            make_vms(connection, pool)
+            make_jobs(connection, pool, 9, owner="alice")
+            make_jobs(connection, pool, 1, owner="bob")
+        owners.change(connection, "alice", {"max_slots": 2})
+    with engine.connect() as first, engine.connect() as second:
+        deciding.place(first, pools=pools[:1])
+        snapshot = take_snapshot(second, max_ahead=0, pools=pools[1:], wait=False)
+        bob = owner_id(second, "bob")
+        assert {job.owner_id for job in snapshot.jobs} == {bob}
+        assert snapshot.quota.skipped
+        first.commit()
+        second.rollback()
+        with engine.connect() as third:
+            take_snapshot(third, max_ahead=0, pools=pools[1:])
+            snapshot = take_snapshot(second, max_ahead=0, pools=pools[1:], wait=False)
+            assert not snapshot.quota.skipped  # alice has all she may: nothing to wait for
