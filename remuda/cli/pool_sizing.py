@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from remuda.cli import connect
 from remuda.cli.base import Command
 from remuda.cli.output import Column, print_json, print_rows
+from remuda.cli.table_file import TableFile
 from remuda.cli.types import json_option
-from remuda.errors import BadInput
-
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[Any, Any]
-else:  # not generic before click 8.4
-    _ParamType = click.ParamType
 
 
-class PoliciesFile(_ParamType):
-    """Policies: JSON, or a file of JSON or TOML with a list or a table `policies`; `-`: stdin."""
+class PoliciesFile(TableFile):
+    """Policies: one, a list of them, or a table with the list `policies`."""
 
-    name = "file|json"
+    key = "policies"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[dict[str, Any]]:
+    def rows(self, found: Any) -> list[dict[str, Any]]:
         """Return the policies, each checked."""
         from remuda.policy_rows import policies_of, policy_row
 
-        if isinstance(value, list):
-            return value
-        try:
-            if value.lstrip().startswith(("{", "[")):
-                found = json.loads(value)
-            else:
-                text = sys.stdin.read() if value == "-" else Path(value).read_text("utf-8")
-                found = tomllib.loads(text) if value.endswith(".toml") else json.loads(text)
-            if isinstance(found, Mapping):
-                found = found.get("policies", [found])
-            return [policy_row(policy) for policy in policies_of(found)]
-        except OSError as error:
-            self.fail(f"{value[:200]}: {error.strerror}", param, ctx)
-        except (BadInput, ValueError) as error:
-            hint = f" ({error.hint})" if isinstance(error, BadInput) and error.hint else ""
-            self.fail(f"{value[:200]}: {error}{hint}", param, ctx)
+        return [policy_row(policy) for policy in policies_of(found)]
 
 
 @click.command("policies", cls=Command, short_help="Show or set the policies of a pool's size.")
