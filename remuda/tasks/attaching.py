@@ -36,6 +36,7 @@ from remuda.workers.vmpool import VMPool
 log = logging.getLogger(__name__)
 _VIEW_S = 0.5  # how long a provider's answer about a pool is good for the next of its VMs
 _Key = tuple[int, str]  # a pool's id, an offer's name
+_CLAIM_S = 2.0  # how long a claim under way is waited for at the end
 _PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -57,25 +58,35 @@ class Attacher:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="remuda-attach")
         self._busy: set[int] = set()
         self._lock = threading.Lock()
+        self._claiming = threading.Lock()
 
     def close(self) -> None:
-        """Stop attaching."""
+        """Stop attaching: when this returns no watch is claimed any more."""
         self._stop.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._claiming.acquire(timeout=_CLAIM_S):  # one may be under way
+            self._claiming.release()
 
     def claim(self, vm_ids: Sequence[int] | None = None) -> int:
         """Claim VMs nobody watches (of `vm_ids`, if given) and attach to them; return how many."""
-        runtime = self._runtime
-        rows = runtime.transact(
-            lambda c: watches.claim_watches(
-                c, runtime.worker, ttl_s=runtime.settings.watch_ttl_s, vm_ids=vm_ids
-            )
-        )
-        watched = runtime.links.watched()
+        rows = self._claimed(vm_ids)
+        watched = self._runtime.links.watched()
         rows = [row for row in rows if row["id"] not in watched]
         for row in rows:
             self._begin(row["id"])
         return len(rows)
+
+    def _claimed(self, vm_ids: Sequence[int] | None) -> list[dict[str, Any]]:
+        """Claim, unless it is over: what would be claimed then, nobody would give back."""
+        runtime = self._runtime
+        with self._claiming:
+            if self._stop.is_set():
+                return []
+            return runtime.transact(
+                lambda c: watches.claim_watches(
+                    c, runtime.worker, ttl_s=runtime.settings.watch_ttl_s, vm_ids=vm_ids
+                )
+            )
 
     def lost_channel(self, vm_id: int, channel: Channel) -> None:
         """The channel closed by itself: if it was the watch, try to get the VM back."""
@@ -107,11 +118,7 @@ class Attacher:
     def _tried(self, vm_id: int) -> bool:
         """Try once; True when there is nothing left to try."""
         runtime = self._runtime
-        rows = runtime.transact(
-            lambda c: watches.claim_watches(
-                c, runtime.worker, ttl_s=runtime.settings.watch_ttl_s, vm_ids=[vm_id]
-            )
-        )
+        rows = self._claimed([vm_id])
         if not rows:
             return True  # ended, or another worker's by now
         try:

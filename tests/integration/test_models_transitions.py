@@ -130,7 +130,7 @@ def test_every_pair_of_states(connection: Connection, kind: str, old: str, new: 
 )
 def test_nothing_is_born_grown_up(connection: Connection, kind: str, born_as: str) -> None:
     key = born(connection, kind)
-    columns = [c.name for c in Base.metadata.tables[TABLES[kind]].columns]
+    columns = [c.name for c in Base.metadata.tables[TABLES[kind]].columns if c.computed is None]
     fresh = {
         "id": "id + 1000",
         "state": ":new",
