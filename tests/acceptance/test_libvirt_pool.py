@@ -86,6 +86,53 @@ def test_jobs_run_in_virtual_machines(system: System, libvirtd: Libvirtd, tmp_pa
     assert list(libvirtd.store.iterdir()) == []
 
 
+@pytest.mark.timeout(600)
+def test_a_virtual_machine_restarts_and_ends_itself(system: System, libvirtd: Libvirtd) -> None:
+    """What ran when it was restarted runs again, on the same VM; left alone it powers itself off."""
+    boot_id = JobSpec(["cat", "/proc/sys/kernel/random/boot_id"])
+    with system.client() as client:
+        pool = client.create_pool(
+            "farm",
+            provider="libvirt",
+            image="guest",
+            settings=libvirtd.settings(built_guest(), user="root"),
+            instance_count=1,
+            heartbeat_s=1,
+            slots_per_vm=1,
+            reboot_command=["reboot"],
+            dead_man_s=5,
+            dead_man_command=["poweroff"],
+        )
+        pool.submit()
+        before = client.submit(boot_id, pool=pool).result(timeout_s=BOOT_S).stdout
+        again = 'test "$REMUDA_EPOCH" -gt 1 || sleep 1000'
+        job = client.submit(JobSpec(again, shell=True, retries=0), pool=pool)
+        eventually("it runs", lambda: system.query(_BUSY), timeout_s=BOOT_S)
+        [vm] = client.vms(pool=pool)
+        client.reboot_vm(vm.id)
+        job.result(timeout_s=BOOT_S)
+        after = client.submit(boot_id, pool=pool).result(timeout_s=BOOT_S).stdout
+        assert before != after
+        assert [row["vm_id"] for row in system.query("SELECT DISTINCT vm_id FROM attempts")] == [
+            vm.id
+        ]
+        [emulator] = libvirtd.emulators().values()
+        system.kill("beat")
+        system.kill("worker")
+        eventually("it is off", lambda: emulator not in libvirtd.emulators().values(), timeout_s=60)
+        system.start_worker()
+        system.start_beat()
+        eventually(
+            "it is given up and terminated",
+            lambda: client.vm(vm.id).state == "HALTED",
+            timeout_s=60,
+        )
+        assert broken(system.query) == {}
+        pool.close(now=True)
+        pool.wait_closed(timeout_s=60)
+    assert libvirtd.emulators() == {}
+
+
 def test_wrong_settings_are_refused_when_the_pool_is_made(
     system: System, libvirtd: Libvirtd
 ) -> None:
