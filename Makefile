@@ -2,6 +2,8 @@
 # PYTHON=... chooses the Python, ARGS=... is handed on.
 .PHONY: help demo test test-openstack test-pythons lint format types env bench lock clean
 PY := .venv/bin/python
+# One more than there are cores: a quarter of their time tests wait. Each worker has servers of its own.
+WORKERS := $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 4)))
 
 help:
 	@echo "make demo          the main job on real input, from pool to picture; CHAOS=1 kills a VM"
@@ -24,10 +26,10 @@ test:
 	@tools/system-packages test
 	@tools/environment .venv
 	@tools/libvirt-python .venv
-	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-pythons: env
-	@tools/other-pythons
+	@WORKERS=$(WORKERS) tools/other-pythons
 
 test-openstack: env
 	@tools/test-openstack $(ARGS)
