@@ -57,8 +57,13 @@ class ShellCommands:
             steps += [f"mkdir -p {quote(name.rpartition('/')[0])}"] if "/" in name else []
             steps.append(f"cat {shlex.join(sources)} > {quote(name)}")
         steps += [f"chmod +x {quote(name)}" for name in act.executable]
-        steps += [f"sleep {act.sleep_s}"] if act.sleep_s else []
-        steps.append(f"kill -{act.signal} $$" if act.signal else f"exit {act.exit_code}")
+        end = f"kill -{act.signal} $$" if act.signal else f"exit {act.exit_code}"
+        if act.sleep_s and end == "exit 0":
+            # A signal to all may reach the sleep first: no shell must be left to call that a success.
+            end = f"exec sleep {act.sleep_s}"
+        elif act.sleep_s:
+            steps.append(f"sleep {act.sleep_s}")
+        steps.append(end)
         return ("/bin/sh", "-c", "; ".join(steps))
 
 
