@@ -43,7 +43,7 @@ def remuda(home: Path, *words: str, check: bool = True) -> str:
 def test_killed_whole_it_comes_back_with_all_jobs(home: Path) -> None:
     """Server, worker, beat, runners and jobs die together; every job still ends, exactly once."""
     remuda(home, "pool", "create", "sim", "--slots-per-vm", "2", "--max-slots", "2")
-    remuda(home, "job", "submit", "--pool", "sim", "--array", "40", "--", "sleep", "0.2")
+    remuda(home, "job", "submit", "--pool", "sim", "--array", "40", "--", "sleep", "0.6")
     eventually(
         "some jobs have ended",
         lambda: json.loads(
