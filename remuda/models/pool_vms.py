@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import Connection, text
 
-from remuda.errors import InstanceNotFound, UnknownPool
+from remuda.errors import IllegalTransition, InstanceNotFound, TransientProviderError, UnknownPool
 from remuda.models import declaring
 from remuda.models.database import rows
-from remuda.models.vm_life import insert_vms
+from remuda.models.machines import has_token, set_place, vm_at
+from remuda.models.states import VmState
+from remuda.models.vm_life import insert_vms, move_vm
 
 # What is being ended is in no more: its row waits for the provider to confirm.
 _IN = """pool_id = :pool AND provider_id IS NOT NULL
@@ -41,20 +46,26 @@ def is_member(
     return bool(found)
 
 
-def admit(
-    connection: Connection,
-    pool_id: int,
-    provider_id: str,
-    *,
-    token: str,
-    address: dict[str, object],
-    private_ip: str | None,
-    public_ip: str | None,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A machine as its provider made it. `price`: None, what its offer says holds.
+
+    `release_hook`: its provider makes it ready between two users.
+    """
+
+    provider_id: str
+    token: str = ""
+    address: Mapping[str, Any] = field(default_factory=dict)
+    private_ip: str | None = None
+    public_ip: str | None = None
+    price: float | None = None
+    release_hook: bool = False
+
+
+def admit(connection: Connection, pool_id: int, machine: Arrival) -> None:
     """Take a machine in: as the intent of its token, or, if there is none, as a VM of its own.
 
-    One that is in already is left as it is. Raises UnknownPool, BadInput, IllegalTransition when
-    the VM of that token is past being made.
+    One that is in already is left as it is. Raises UnknownPool, and what `settle` does.
     """
     # Two who take in the same machine do so one after the other.
     locked = rows(
@@ -62,9 +73,9 @@ def admit(
     )
     if not locked:
         raise UnknownPool(f"there is no pool with id {pool_id}")
-    if is_member(connection, pool_id, provider_id):
+    if is_member(connection, pool_id, machine.provider_id):
         return
-    known = _uuid(token)
+    known = _uuid(machine.token)
     intents = rows(
         connection,
         "SELECT id FROM vms WHERE pool_id = :pool AND token = CAST(:token AS uuid)",
@@ -80,14 +91,48 @@ def admit(
                 text("UPDATE vms SET token = CAST(:token AS uuid) WHERE id = :vm"),
                 {"token": known, "vm": vm_id},
             )
-    declaring.declare_submitted(
+    settle(connection, vm_id, machine, token=None)
+
+
+def settle(connection: Connection, vm_id: int, machine: Arrival, *, token: str | None) -> None:
+    """Bring a NEW VM to SUBMITTED: this machine was made for it, with that token (None: no matter).
+
+    Raises TransientProviderError while another VM in use is at its address, BadInput for an IP that
+    is none, IllegalTransition when it is past being made or launched anew by another token.
+    """
+    _stand(connection, vm_id, machine, token)
+    fields = {
+        "provider_id": machine.provider_id,
+        "launch_failures": 0,
+        "error": None,
+        "release_hook": machine.release_hook,
+        "address": dict(machine.address),
+        "private_ip": machine.private_ip,
+        "public_ip": machine.public_ip,
+        **({} if machine.price is None else {"price": machine.price}),
+    }
+    move_vm(connection, vm_id, VmState.SUBMITTED, fields=fields)
+
+
+def move_in(connection: Connection, vm_id: int, machine: Arrival, *, token: str) -> None:
+    """Record where the machine of a VM that has not run yet is now. Raises as `settle`."""
+    _stand(connection, vm_id, machine, token)
+    set_place(
         connection,
         vm_id,
-        provider_id=provider_id,
-        address=address,
-        private_ip=private_ip,
-        public_ip=public_ip,
+        address=machine.address,
+        private_ip=machine.private_ip,
+        public_ip=machine.public_ip,
     )
+
+
+def _stand(connection: Connection, vm_id: int, machine: Arrival, token: str | None) -> None:
+    """Make sure that the VM, locked from here on, is the machine's, and its address nobody else's."""
+    if token is not None and not has_token(connection, vm_id, token):
+        raise IllegalTransition(f"VM {vm_id} is launched anew, from another offer")
+    rival = vm_at(connection, vm_id, machine.address)
+    if rival is not None:
+        raise TransientProviderError(f"its address is that of VM {rival}, which is in use")
 
 
 def dismiss(connection: Connection, pool_id: int, provider_id: str) -> None:

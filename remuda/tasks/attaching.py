@@ -28,7 +28,7 @@ from remuda.models.vm_life import lock_vms, move_vm
 from remuda.tasks import logs, messages, recording
 from remuda.tasks.contextualizing import configure
 from remuda.tasks.links import vm_address
-from remuda.tasks.providing import provider_for
+from remuda.tasks.providing import vm_pool
 from remuda.tasks.runtime import Runtime
 from remuda.workers.channel import Channel
 from remuda.workers.vmpool import VMPool
@@ -271,10 +271,8 @@ class Views:
     def _view(self, key: _Key, row: Mapping[str, Any], lost: set[int]) -> VMPool:
         asked_at, view = self._views.get(key, (0.0, None))
         if view is None or time.monotonic() - asked_at > _VIEW_S:
-            runtime = self._runtime
-            provider = provider_for(runtime, row["provider"], row["settings"])
-            view = VMPool(row["pool_id"], provider, runtime.transact, offer=row["offer"])
-            view.describe(runtime.transact(lambda c: provider_ids_of(c, sorted(lost), *key)))
+            view = vm_pool(self._runtime, row)
+            view.describe(self._runtime.transact(lambda c: provider_ids_of(c, sorted(lost), *key)))
             self._views[key] = time.monotonic(), view
         return view
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -24,10 +25,11 @@ from remuda.models.states import NO_BACKEND, VmState
 from remuda.offers import Offer, offers_for
 from remuda.tasks import contextualizing, logs, messages
 from remuda.tasks.machines import check_vms
-from remuda.tasks.providing import alone, provider_of
+from remuda.tasks.providing import alone, vm_pool
 from remuda.tasks.runtime import Runtime
 from remuda.workers import launching, offers
-from remuda.workers.providers.base import Provider, VmDescription, VmSpec
+from remuda.workers.providers.base import VmDescription, VmSpec
+from remuda.workers.vmpool import VMPool
 
 log = logging.getLogger(__name__)
 
@@ -161,73 +163,44 @@ def _break_image(connection: Connection, image: int, told: str) -> None:
 
 def _launch(runtime: Runtime, row: Mapping[str, Any]) -> bool:
     vm_id = row["id"]
-    provider = provider_of(runtime, row)
-    provider_id = row["provider_id"]
     if row["state"] == VmState.NEW:
-        provider_id = provider.spawn(_spec(row), str(row["token"]))
-    if row["state"] == VmState.NEW or row["launch_failures"] or not row["address"]:
-        _look(runtime, row, provider, provider_id)
+        pool = vm_pool(runtime, row)
+        _look(row, pool, pool.spawn(_spec(row), str(row["token"])))
+    elif row["launch_failures"] or not row["address"]:
+        _look(row, vm_pool(runtime, row), row["provider_id"])
     if not contextualizing.contextualize(runtime, vm_id):
         return False
     check_vms(runtime, [vm_id])
     return True
 
 
-def _look(runtime: Runtime, row: Mapping[str, Any], provider: Provider, provider_id: str) -> None:
+def _look(row: Mapping[str, Any], pool: VMPool, provider_id: str) -> None:
     """Record where the provider says that the VM is; raises if it says that it is gone."""
-    found = provider.describe([provider_id]).get(provider_id)
-    if found is None or found.state in ("gone", "stopped"):
+    found = pool.describe([provider_id]).get(provider_id)
+    if found is None or found.state == "stopped":
         if row["state"] == VmState.NEW:
             raise TransientProviderError("the VM was gone as soon as it was made")
         raise InstanceNotFound("the provider says that the VM has ended, before it ever ran")
-    where = _where(found)
-    hook = provider.has_release
-
-    def record(connection: Connection) -> None:
-        if not models.has_token(connection, row["id"], str(row["token"])):
-            raise IllegalTransition("the VM is launched anew, from another offer")
-        rival = models.vm_at(connection, row["id"], where["address"])
-        if rival is not None:
-            raise TransientProviderError(f"its address is that of VM {rival}, which is in use")
-        if row["state"] == VmState.NEW:
-            fields = {
-                "provider_id": provider_id,
-                "launch_failures": 0,
-                "error": None,
-                "release_hook": hook,
-                **({} if (price := _price(found)) is None else {"price": price}),
-                **where,
-            }
-            vm_life.move_vm(connection, row["id"], VmState.SUBMITTED, fields=fields)
-        else:
-            models.set_place(connection, row["id"], **where)
-
-    runtime.transact(record)
+    _make_sure_of_ips(found)
+    found = replace(found, token=str(row["token"]))  # it answered to that name
     if row["state"] == VmState.NEW:
+        pool.add_vm(found, intent=row["id"])
         logs.transition("vm", row["id"], "SUBMITTED", provider_id=provider_id)
+    else:
+        pool.set_place(found, intent=row["id"])
     bare = row["backend"] == NO_BACKEND  # nobody will answer there: its provider's word is all
     if found.state == "pending" and (bare or not found.address):
         raise VmUnreachable("the provider has not made it yet")
 
 
-def _where(found: VmDescription) -> dict[str, Any]:
-    return {
-        "address": dict(found.address),
-        "private_ip": _ip(found.private_ip),
-        "public_ip": _ip(found.public_ip),
-    }
-
-
-def _price(found: VmDescription) -> float | None:
-    """Return what the provider says that the VM costs, unless that makes no sense."""
-    return found.price if found.price is not None and 0 <= found.price <= 1e9 else None
-
-
-def _ip(text: str | None) -> str | None:
-    try:
-        return vm_life.ip_of("an IP", text) if text else None
-    except BadInput:
-        raise TransientProviderError(f"the provider gives {text!r:.60} for an IP") from None
+def _make_sure_of_ips(found: VmDescription) -> None:
+    for ip in (found.private_ip, found.public_ip):
+        try:
+            if ip:
+                vm_life.ip_of("an IP", ip)
+        except BadInput:
+            told = f"the provider gives {ip!r:.60} for an IP"
+            raise TransientProviderError(told) from None
 
 
 def _spec(row: Mapping[str, Any]) -> VmSpec:

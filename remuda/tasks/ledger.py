@@ -26,7 +26,8 @@ from remuda.tasks.attaching import vanish
 from remuda.tasks.providing import provider_for
 from remuda.tasks.runtime import Runtime
 from remuda.workers import ledger
-from remuda.workers.providers.base import Provider, VmDescription
+from remuda.workers.providers.base import VmDescription
+from remuda.workers.vmpool import VMPool
 
 log = logging.getLogger(__name__)
 EVERY_S = 8.0  # between two looks at one pool
@@ -72,11 +73,11 @@ def reconcile_vms(runtime: Runtime, *, every_s: float = EVERY_S) -> int:
 
 @dataclass(slots=True)
 class _Account:
-    """A provider as one offer of a pool has it, and what it listed of the pool."""
+    """A pool as the provider of one of its offers has it, and what that listed."""
 
     kind: str
     settings: Mapping[str, Any]
-    provider: Provider
+    view: VMPool
     listed: list[VmDescription]
 
 
@@ -110,11 +111,11 @@ def _ask_all(
     for kind, tag, settings in runtime.transact(lambda c: machines.providers_in_use(c, pool["id"])):
         try:
             provider = provider_for(runtime, kind, settings)
-            listed = [vm for vm in provider.list(tag) if vm.state != "gone"]
+            known = (pool["name"], tag)
+            view = VMPool(pool["id"], provider, runtime.transact, known=known)
+            accounts.append(_Account(kind, settings, view, view.machines()))
         except RemudaError as error:
             problem = error
-            continue
-        accounts.append(_Account(kind, settings, provider, listed))
     return accounts, problem
 
 
@@ -122,7 +123,7 @@ class _Differences:
     """What all the providers that answered made of a pool's rows."""
 
     def __init__(self) -> None:
-        self.missing: list[tuple[ledger.VmRow, Provider]] = []
+        self.missing: list[tuple[ledger.VmRow, VMPool]] = []
         self.unowned: dict[tuple[str, str], ledger.Machine] = {}  # by provider, and its id
         self.interrupted: dict[int, datetime] = {}
         self.live = 0
@@ -137,9 +138,7 @@ class _Differences:
         machines = [
             ledger.Machine(vm.provider_id, vm.token, vm.interruption_at) for vm in account.listed
         ]
-        self.missing += [
-            (row, account.provider) for row in ledger.compare(mine, machines, now).missing
-        ]
+        self.missing += [(row, account.view) for row in ledger.compare(mine, machines, now).missing]
         whole = ledger.compare(others, machines, now)  # another offer of the account may own it
         self.unowned |= {(account.kind, m.provider_id): m for m in whole.unowned}
         self.interrupted |= whole.interrupted
@@ -185,18 +184,18 @@ def _losses(
     return len(gone)
 
 
-def _denied(missing: Sequence[tuple[ledger.VmRow, Provider]]) -> list[int]:
+def _denied(missing: Sequence[tuple[ledger.VmRow, VMPool]]) -> list[int]:
     """Return those of the missing VMs that their providers deny too, asked for by name, twice."""
-    by_provider: dict[int, list[tuple[ledger.VmRow, Provider]]] = defaultdict(list)
-    for row, provider in missing:
-        by_provider[id(provider)].append((row, provider))
+    by_view: dict[int, list[tuple[ledger.VmRow, VMPool]]] = defaultdict(list)
+    for row, view in missing:
+        by_view[id(view)].append((row, view))
     gone = []
-    for some in by_provider.values():
-        provider, left = some[0][1], [row for row, _ in some]
+    for some in by_view.values():
+        view, left = some[0][1], [row for row, _ in some]
         try:
             for _ in range(2):  # an answer that leaves out some may leave out the others next time
-                told = provider.describe([str(row.provider_id) for row in left]) if left else {}
-                left = [row for row in left if _is_gone(told.get(str(row.provider_id)))]
+                there = view.describe([str(row.provider_id) for row in left])
+                left = [row for row in left if row.provider_id not in there]
         except RemudaError as error:
             log.warning("%d missing VMs cannot be asked for: %s", len(some), error)
             continue
@@ -219,11 +218,11 @@ def _unowned(
             c, pool["id"], grace_s=runtime.settings.unowned_grace_s, most=MOST_ENDED
         )
     )
-    where = {(a.kind, vm.provider_id): a.provider for a in accounts for vm in a.listed}
+    where = {(a.kind, vm.provider_id): a.view for a in accounts for vm in a.listed}
     errors: dict[int, str | None] = {}
     for machine in due:
-        provider = where.get((machine["provider"], machine["provider_id"]))
-        if provider is None:
+        view = where.get((machine["provider"], machine["provider_id"]))
+        if view is None:
             continue  # not listed now: nobody to ask, or gone
         log.warning(
             "machine %s at %s belongs to no VM; it is removed",
@@ -232,7 +231,7 @@ def _unowned(
             extra={"pool_id": pool["id"]},
         )
         try:
-            provider.terminate(machine["provider_id"])
+            view.terminate(machine["provider_id"], look=False)
             errors[machine["id"]] = None
         except RemudaError as error:
             errors[machine["id"]] = str(error)
@@ -262,11 +261,10 @@ def _close_books(
     for kind in {machine["provider"] for machine in unseen}:
         names = [m["provider_id"] for m in unseen if m["provider"] == kind]
         there: set[str] = set()
-        asked = [account.provider for account in accounts if account.kind == kind]
+        asked = [account.view for account in accounts if account.kind == kind]
         try:
-            for provider in asked:
-                told = provider.describe(names)
-                there |= {name for name in names if not _is_gone(told.get(name))}
+            for view in asked:
+                there |= view.describe(names).keys()
         except RemudaError as error:
             log.info("machines without a VM cannot be asked for: %s", error)
             continue
@@ -281,10 +279,6 @@ def machines_owned(connection: Connection, pool_id: int) -> set[str]:
     """Return the provider's ids of the pool's VMs that are not HALTED."""
     _, vms = models.books(connection, pool_id)
     return {vm["provider_id"] for vm in vms if vm["provider_id"] is not None}
-
-
-def _is_gone(found: VmDescription | None) -> bool:
-    return found is None or found.state == "gone"
 
 
 def _elsewhere(runtime: Runtime) -> None:

@@ -13,10 +13,10 @@ from remuda.models import machines as models
 from remuda.models import vm_life, watches
 from remuda.models.states import VmState
 from remuda.tasks import logs, recording
-from remuda.tasks.providing import alone, provider_of
+from remuda.tasks.providing import alone, vm_pool
 from remuda.tasks.runtime import Runtime
 from remuda.tasks.watching import this_watcher
-from remuda.workers.providers.base import Provider, VmDescription
+from remuda.workers.vmpool import VMPool
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +46,10 @@ def _terminate(runtime: Runtime, vm_id: int) -> bool:
     if row is None:
         return False
     runtime.links.drop(vm_id)
-    provider = _provider_of(runtime, row)
-    provider_id = row["provider_id"]
-    if provider is not None and provider_id is None:
-        provider_id = _by_token(provider.list(row["pool"]), str(row["token"]))
-    if provider is not None and provider_id is not None:
-        provider.terminate(provider_id)
-        left = provider.describe([provider_id]).get(provider_id)
-        if left is not None and left.state != "gone":
-            log.info("VM %d is still going", vm_id, extra={"vm_id": vm_id})
-            return False
+    pool = _pool_of(runtime, row)
+    if pool is not None and not pool.terminate(row["provider_id"], token=str(row["token"])):
+        log.info("VM %d is still going", vm_id, extra={"vm_id": vm_id})
+        return False
     try:
         runtime.transact(lambda c: vm_life.move_vm(c, vm_id, VmState.HALTED))
     except IllegalTransition as error:
@@ -65,21 +59,17 @@ def _terminate(runtime: Runtime, vm_id: int) -> bool:
     return True
 
 
-def _provider_of(runtime: Runtime, row: Mapping[str, Any]) -> Provider | None:
-    """Return the VM's provider; None if there is none of that kind, and so never was a machine.
+def _pool_of(runtime: Runtime, row: Mapping[str, Any]) -> VMPool | None:
+    """Return the VM's pool; None if there is no provider of its kind, and so never was a machine.
 
     Raises PermanentProviderError if there was one, and its kind is no longer known here.
     """
     try:
-        return provider_of(runtime, row)
+        return vm_pool(runtime, row)
     except BadInput as error:
         if row["provider_id"] is None:
             return None
         raise PermanentProviderError(f"VM {row['name']} cannot be ended: {error}") from error
-
-
-def _by_token(described: list[VmDescription], token: str) -> str | None:
-    return next((vm.provider_id for vm in described if vm.token == token), None)
 
 
 def check_vms(runtime: Runtime, vm_ids: list[int] | None = None) -> int:

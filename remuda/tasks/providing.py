@@ -11,6 +11,7 @@ from remuda.tasks.runtime import Runtime
 from remuda.workers.providers import get_provider
 from remuda.workers.providers.base import Provider
 from remuda.workers.providers.bounded import Bounded
+from remuda.workers.vmpool import VMPool
 
 _under_way: set[tuple[str, int]] = set()
 _lock = threading.Lock()
@@ -27,6 +28,17 @@ def provider_for(runtime: Runtime, kind: str, settings: Mapping[str, Any]) -> Pr
 def provider_of(runtime: Runtime, row: Mapping[str, Any]) -> Provider:
     """Return the provider of a VM, from its row (see `models.machines.vm_with_pool`)."""
     return provider_for(runtime, row["provider"], row["settings"])
+
+
+def vm_pool(runtime: Runtime, row: Mapping[str, Any]) -> VMPool:
+    """Return the view of a VM's pool and offer, from its row (see `vm_with_pool`), without a query."""
+    return VMPool(
+        row["pool_id"],
+        provider_of(runtime, row),
+        runtime.transact,
+        offer=row["offer"],
+        known=(row["pool_name"], row["pool"]),
+    )
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from remuda.errors import (
     BadInput,
@@ -25,12 +26,15 @@ from remuda.errors import (
 from remuda.models.database import rows, transact
 from remuda.models.states import VmState
 from remuda.models.vm_life import move_vm
-from remuda.tasks import attaching
+from remuda.tasks import attaching, ledger, machines, providing
 from remuda.tasks.runtime import Runtime
 from remuda.workers.providers.base import Provider, VmDescription
 from remuda.workers.providers.noop import NoopProvider
 from remuda.workers.vmpool import VMPool
 from tests.integration.builders import assert_sound, make_pool, make_vms
+from tests.integration.yard import Yard, yard
+
+__all__ = ["yard"]
 
 
 class Counting(NoopProvider):
@@ -232,7 +236,7 @@ def test_the_pool_of_one_offer(engine: Engine, provider: Counting) -> None:
 def test_broken_channels_are_one_question_a_pool(
     engine: Engine, provider: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attaching, "provider_for", lambda *_: provider)
+    monkeypatch.setattr(providing, "provider_for", lambda *_: provider)
     monkeypatch.setattr(attaching, "_VIEW_S", 60.0)
     number = a_pool(engine)
     pool = view(engine, provider, number)
@@ -251,6 +255,94 @@ def test_broken_channels_are_one_question_a_pool(
     provider.down = True
     assert not attaching.Views(cast(Runtime, runtime)).is_gone(ids["b"])  # nobody knows
     assert views.is_gone(12345)
+
+
+def test_what_its_intent_was_made_for_and_nothing_else(engine: Engine, provider: Counting) -> None:
+    number = a_pool(engine)
+    pool = view(engine, provider, number)
+    with engine.begin() as connection:
+        one, two = make_vms(connection, number, 2, state=VmState.NEW)
+        tokens = [r["t"] for r in rows(connection, "SELECT token::text t FROM vms ORDER BY id")]
+    made = replace(
+        provider.make("i-1", token=tokens[0]), price=0.5, address={"address": "10.0.0.7"}
+    )
+    with pytest.raises(IllegalTransition, match="launched anew"):
+        pool.add_vm(made, intent=two)  # of another's token
+    pool.add_vm(made, intent=one)
+    with pytest.raises(TransientProviderError, match="its address is that of VM"):
+        pool.add_vm(replace(made, provider_id="i-2", token=tokens[1]), intent=two)
+    with pytest.raises(TransientProviderError, match="its address is that of VM"):
+        pool.add_vm(replace(made, provider_id="i-3", token=""))  # nor one of its own
+    with pytest.raises(IllegalTransition):
+        pool.add_vm(made, intent=one)  # it was taken further by somebody else
+    pool.set_place(replace(made, address={"address": "10.0.0.8"}, public_ip=""), intent=one)
+    with engine.begin() as connection:
+        found = rows(connection, "SELECT * FROM vms ORDER BY id")
+        assert [(r["state"], r["provider_id"], r["price"]) for r in found] == [
+            ("SUBMITTED", "i-1", 0.5),
+            ("NEW", None, None),
+        ]
+        assert found[0]["address"] == {"address": "10.0.0.8"}
+        assert_sound(connection)
+
+
+def test_machines_are_made_compared_and_ended_through_it(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard.pool()
+    [vm] = yard.vms()
+    pool = {"id": yard.pool_id, "name": "herd", "tag": str(yard.the_pool["uuid"])}
+    told: list[str] = []
+    statements: list[str] = []
+
+    def spy(of: type, name: str) -> None:
+        plain = getattr(of, name)
+
+        def call(self: Any, *given: Any, **more: Any) -> Any:
+            told.append(f"{of.__name__}.{name}")
+            return plain(self, *given, **more)
+
+        monkeypatch.setattr(of, name, call)
+
+    for name in ("spawn", "describe", "add_vm", "machines", "terminate"):
+        spy(VMPool, name)
+    for name in ("spawn", "describe", "list", "terminate"):
+        spy(NoopProvider, name)
+    event.listen(
+        yard.runtime.engine, "before_cursor_execute", lambda *seen: statements.append(seen[2])
+    )
+
+    def after(work: Callable[[], Any]) -> tuple[list[str], int]:
+        work()
+        seen, count = list(told), len(statements)
+        told.clear()
+        statements.clear()
+        return seen, count
+
+    calls, launch = after(lambda: yard.launch(vm))
+    assert calls == [
+        "VMPool.spawn",
+        "NoopProvider.spawn",
+        "VMPool.describe",
+        "NoopProvider.describe",
+        "VMPool.add_vm",
+    ]
+    calls, compare = after(lambda: ledger.reconcile_pool(yard.runtime, pool))
+    assert calls == ["VMPool.machines", "NoopProvider.list"]
+    yard.sql("UPDATE vms SET state = 'STOPPING'")
+    statements.clear()
+    calls, end = after(lambda: machines.terminate_vm(yard.runtime, vm))
+    assert calls == [
+        "VMPool.terminate",
+        "NoopProvider.terminate",
+        "VMPool.describe",
+        "NoopProvider.describe",
+    ]
+    assert yard.vm(vm)["state"] == "HALTED"
+    # The view costs not one statement: they are as many as those of the steps themselves.
+    assert launch <= 24
+    assert compare <= 7
+    assert end <= 5
 
 
 def test_any_sequence_of_calls(engine: Engine) -> None:
