@@ -47,6 +47,7 @@ class System:
         self.database_url = database_url
         self.environment = {
             **os.environ,
+            "PYTHONFAULTHANDLER": "1",  # who does not stop tells where it stands
             "REMUDA_DATABASE_URL": database_url,
             "REMUDA_BROKER_URL": broker_url,
             "REMUDA_DATA_DIR": str(folder / "data"),
@@ -102,9 +103,15 @@ class System:
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.send_signal(signal.SIGABRT)  # its stack goes to the log
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
-            raise AssertionError(f"{name} did not stop within {timeout_s} s") from None
+            raise AssertionError(
+                f"{name} did not stop within {timeout_s} s; it logged:\n{self.log(name)[-5000:]}"
+            ) from None
         return time.monotonic() - began
 
     def client(self, **more: Any) -> Client:

@@ -64,6 +64,7 @@ class Site:
             if line and not line.startswith("#")
         )
         ours = {
+            "PYTHONFAULTHANDLER": "1",
             "REMUDA_CONFIG": str(self.config),
             "REMUDA_DATA_DIR": str(home / "data"),
             "REMUDA_STATE_DIR": str(home / "state"),

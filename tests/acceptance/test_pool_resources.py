@@ -30,7 +30,7 @@ def test_every_vm_has_them_and_gets_newer_ones(system: System, tmp_path: Path) -
         pool.submit()
         [first] = client.submit_many([JobSpec(show, shell=True)], pool="sim")
         assert first.result(timeout_s=60).stdout == b"first"
-        assert pool.stdout() == b"first" * 2
+        eventually("both are prepared", lambda: pool.stdout() == b"first" * 2)
         before = {vm.id for vm in client.vms(pool="sim")}
         model.write_text("second")
         extra = tmp_path / "extra.txt"
