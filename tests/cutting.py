@@ -9,13 +9,14 @@ from types import TracebackType
 
 
 class Cutting:
-    """Forwards connections to the port `to`; `cut` says when all of them break."""
+    """Forwards connections to the port `to`; `cut` says when all break, `hush` that none answers."""
 
     def __init__(self) -> None:
         """Listen."""
         self.to = 0
         self.up = self.down = self.cuts = 0
         self._up_left = self._down_left = -1
+        self._hushed = False
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -27,6 +28,11 @@ class Cutting:
         with self._lock:
             self.up = self.down = 0
             self._up_left, self._down_left = up_after, down_after
+
+    def hush(self) -> None:
+        """Let nothing that the server says through any more; `up` counts what is said to it."""
+        with self._lock:
+            self.up, self._hushed = 0, True
 
     def __enter__(self) -> Cutting:
         return self
@@ -62,7 +68,8 @@ class Cutting:
                 if self._counted(way, len(data)):
                     self._break()
                     return
-                target.sendall(data)
+                if way == "up" or not self._hushed:
+                    target.sendall(data)
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

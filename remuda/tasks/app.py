@@ -49,8 +49,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_default_queue": CONTROL,
         "task_queues": _queues(),
         "task_routes": {task: {"queue": queue} for task, queue in QUEUE_OF.items()},
-        # In memory: sweeps need no memory of their last run, and two beats share no file.
-        "beat_scheduler": "celery.beat:Scheduler",
+        "beat_scheduler": "remuda.tasks.beating:Scheduler",
         "beat_schedule": {
             task: {"task": task, "schedule": period, "options": {"expires": max(10, 3 * period)}}
             for task, period in PERIODS.items()
