@@ -4,6 +4,10 @@ Requests are served by priority, then in the order in which they came. Each goes
 in their order; in a pool a VM that already serves its owner and sandbox comes first, then a clean
 one, if the owner may have more VMs. What is not served gets a reason, which changes only when the
 matter does.
+
+What asks for much would wait for ever while others take each slot that comes free. Once it has waited
+for long the VM that lacks least for it is kept for it: nothing new goes there, so it only comes
+nearer. One VM of a pool is kept at a time, for the first such request in the order above.
 """
 
 from __future__ import annotations
@@ -12,14 +16,17 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Allowance", "Grant", "LeaseSnapshot", "LeaseVm", "Matching", "Request", "match"]
+__all__ = ["Allowance", "Grant", "Kept", "LeaseSnapshot", "LeaseVm", "Matching", "Request", "match"]
 
 SHARED, OWNER, SINGLE_USE = "shared", "owner", "single_use"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Somebody waits for `slots` of a VM (None: a whole one) of `pool_ids`, in their order."""
+    """Somebody waits for `slots` of a VM (None: a whole one) of `pool_ids`, in their order.
+
+    `reserves`: it has waited for so long that a VM is to be kept for it, if it needs more than a slot.
+    """
 
     id: int
     pool_ids: tuple[int, ...]
@@ -27,6 +34,7 @@ class Request:
     sandbox: str = ""
     slots: int | None = 1
     priority: int = 0
+    reserves: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +69,27 @@ class Allowance:
     pools: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A VM that is kept for a request; `more`: it is one that its owner does not have yet."""
+
+    vm_id: int
+    pool_id: int
+    more: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseSnapshot:
-    """What waits and what is there; `pools`: the names of those that are open, by id."""
+    """What waits and what is there; `pools`: the names of those that are open, by id.
+
+    `kept`: which VM to keep for which request, where that is decided already.
+    """
 
     requests: tuple[Request, ...]
     vms: tuple[LeaseVm, ...]
     pools: Mapping[int, str]
     allowances: Mapping[int, Allowance] = field(default_factory=dict)
+    kept: Mapping[int, Kept] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +105,14 @@ class Grant:
 class Matching:
     """What is decided. `reasons`: of those that wait on; `idle`: requests no more VMs would help.
 
-    `refused`: requests that can never be served, with why.
+    `refused`: requests that can never be served, with why; `kept`: the VMs kept for requests.
     """
 
     grants: tuple[Grant, ...] = ()
     reasons: Mapping[int, str] = field(default_factory=dict)
     idle: frozenset[int] = frozenset()
     refused: Mapping[int, str] = field(default_factory=dict)
+    kept: Mapping[int, Kept] = field(default_factory=dict)
 
 
 def match(snapshot: LeaseSnapshot) -> Matching:
@@ -101,7 +123,7 @@ def match(snapshot: LeaseSnapshot) -> Matching:
 class _Vm:
     """A VM while it is being given away."""
 
-    __slots__ = ("bound", "free", "holders", "last", "used", "vm")
+    __slots__ = ("bound", "free", "holders", "kept", "last", "used", "vm")
 
     def __init__(self, vm: LeaseVm) -> None:
         self.vm = vm
@@ -109,6 +131,7 @@ class _Vm:
         self.free = max(0, vm.slots - vm.used_slots)
         self.holders = set(vm.holders)
         self.last = vm.last
+        self.kept = False
         self.bound: tuple[int, str] | None = None
         if vm.isolation != SHARED and vm.bound_owner_id is not None:
             self.bound = vm.bound_owner_id, vm.bound_sandbox or ""
@@ -128,7 +151,15 @@ class _Vm:
         """Return whether it may serve anybody."""
         return self.bound is None
 
+    def lacks(self, request: Request) -> int | None:
+        """Return how many slots have to come free for the request; None: there are too few in all."""
+        if request.slots is None:
+            return self.used
+        return None if request.slots > self.vm.slots else max(0, request.slots - self.free)
+
     def has_room(self, request: Request) -> bool:
+        if self.kept:
+            return False
         if request.slots is None:
             return self.used == 0
         return request.slots <= self.free
@@ -159,6 +190,7 @@ class _Match:
         reasons: dict[int, str] = {}
         refused: dict[int, str] = {}
         idle: set[int] = set()
+        kept: dict[int, Kept] = {}
         for request in sorted(self._snapshot.requests, key=lambda r: (-r.priority, r.id)):
             why = self._never(request)
             if why:
@@ -177,7 +209,41 @@ class _Match:
                 self._wished[request.owner_id] += 1
             else:
                 idle.add(request.id)
-        return Matching(tuple(grants), reasons, frozenset(idle), refused)
+            keep = self._to_keep(request)
+            if keep is not None:
+                self._keep(request, keep)
+                kept[request.id] = keep
+                pool = self._snapshot.pools[keep.pool_id]
+                reasons[request.id] += f"; a VM of {pool} is kept for it until it has room"
+        return Matching(tuple(grants), reasons, frozenset(idle), refused, kept)
+
+    def _to_keep(self, request: Request) -> Kept | None:
+        """Return the VM that lacks least for a request, if one is to be kept for it."""
+        if self._snapshot.kept is not None:
+            return self._snapshot.kept.get(request.id)
+        if not request.reserves or request.slots == 1:
+            return None
+        found: list[tuple[int, int, int, Kept]] = []
+        for place, pool_id in enumerate(request.pool_ids):
+            if pool_id not in self._snapshot.pools or any(vm.kept for vm in self._vms[pool_id]):
+                continue
+            more = self._may_have_more(request, pool_id)
+            for vm in self._vms[pool_id]:
+                lacks, theirs = vm.lacks(request), vm.is_theirs(request)
+                if lacks is not None and not vm.vm.unfit and (theirs or (more and vm.is_open())):
+                    keep = Kept(vm.vm.id, pool_id, not theirs)
+                    found.append((lacks, place, vm.vm.id, keep))
+        return min(found, key=lambda item: item[:3])[3] if found else None
+
+    def _keep(self, request: Request, keep: Kept) -> None:
+        for vm in self._vms[keep.pool_id]:
+            vm.kept = vm.kept or vm.vm.id == keep.vm_id
+        if keep.more:  # its owner's later requests leave it that one
+            self._count(request, keep.pool_id)
+
+    def _count(self, request: Request, pool_id: int) -> None:
+        self._more[request.owner_id, None] += 1
+        self._more[request.owner_id, pool_id] += 1
 
     def _never(self, request: Request) -> str:
         """Return why the request can never be served; empty if it may."""
@@ -218,8 +284,7 @@ class _Match:
         if not clean:
             return None
         chosen = min(clean, key=lambda vm: (vm.last != mine, vm.vm.id))
-        self._more[request.owner_id, None] += 1
-        self._more[request.owner_id, pool_id] += 1
+        self._count(request, pool_id)
         return chosen
 
     def _may_have_more(self, request: Request, pool_id: int) -> bool:
@@ -269,6 +334,8 @@ class _Match:
     def _obstacle(self, request: Request, vm: _Vm) -> str:
         if vm.vm.unfit:
             return vm.vm.unfit
+        if vm.kept:
+            return "are kept for a request that waits longer"
         if not vm.has_room(request):
             if request.slots is None or vm.free == 0:
                 return "are in use"

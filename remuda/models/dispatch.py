@@ -92,13 +92,16 @@ _ON_MACHINES = """
     WHERE a.state IN ('PLACED', 'STARTED') AND j.array_id = ANY(:arrays) GROUP BY 1
 """
 
+# What is kept for a lease takes no jobs.
 _LOCK_VMS = f"""
     SELECT v.id, v.pool_id, v.slots, v.memory_bytes, v.gpus, v.architecture, v.facts, p.isolation,
            v.bound_owner_id, v.bound_sandbox, p.max_jobs_per_vm
     FROM vms v JOIN pools p ON p.id = v.pool_id
     WHERE v.state = 'RUNNING' AND NOT v.draining AND v.release_due_at IS NULL
       AND p.backend <> '{NO_BACKEND}'
-      AND v.pool_id = ANY(:pools)
+      AND v.pool_id = ANY(:pools) AND NOT EXISTS (
+        SELECT FROM lease_requests q WHERE q.vm_id = v.id AND q.lease_id IS NULL AND NOT q.refused
+          AND q.expires_at > now())
     ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED
 """
 

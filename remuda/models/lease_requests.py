@@ -24,6 +24,7 @@ from remuda.models.submit import owner_id
 from remuda.models.vm_life import lock_vms
 
 LIFE_S = 60.0  # of a request that its client does not renew
+RESERVE_AFTER_S = 30.0  # of waiting, or a third of what it would wait, a VM is kept for a wide one
 _ROUNDS = 5
 
 
@@ -75,11 +76,13 @@ _INSERT = text("""
 _NOTE = text(f"""
     WITH r AS (
       SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:reasons AS text[]), CAST(:grows AS bool[]),
-                           CAST(:refused AS bool[])) AS r(id, reason, grows, refused)
+                           CAST(:refused AS bool[]), CAST(:kept AS bigint[]))
+               AS r(id, reason, grows, refused, kept)
     ), noted AS (
-      UPDATE lease_requests q SET reason = r.reason, grows = r.grows, refused = r.refused FROM r
-      WHERE q.id = r.id AND (q.reason, q.grows, q.refused)
-        IS DISTINCT FROM (r.reason, r.grows, r.refused)
+      UPDATE lease_requests q SET reason = r.reason, grows = r.grows, refused = r.refused,
+        vm_id = r.kept
+      FROM r WHERE q.id = r.id AND (q.reason, q.grows, q.refused, q.vm_id)
+        IS DISTINCT FROM (r.reason, r.grows, r.refused, r.kept)
       RETURNING q.id, q.refused
     ) SELECT pg_notify('{LEASE_CHANNEL}', 'served ' || id) FROM noted WHERE refused
 """)
@@ -170,7 +173,8 @@ def serve(connection: Connection) -> int:
 def _granted(connection: Connection, snapshot: LeaseSnapshot, found: Matching) -> int:
     vms = sorted({grant.vm_id for grant in found.grants})
     lock_vms(connection, vms)
-    sure = match(replace(snapshot, vms=rooms(connection, _pools(snapshot), vm_ids=vms)))
+    there = rooms(connection, _pools(snapshot), vm_ids=vms)
+    sure = match(replace(snapshot, vms=there, kept=found.kept))
     ids = sorted(grant.request_id for grant in sure.grants)
     left = set(connection.scalars(_LOCK_REQUESTS, {"ids": ids}))  # others gave up meanwhile
     grants = sorted((g.request_id, g.vm_id, g.slots) for g in sure.grants if g.request_id in left)
@@ -255,8 +259,11 @@ def waiting(connection: Connection) -> list[dict[str, Any]]:
 def _snapshot(connection: Connection) -> LeaseSnapshot:
     found = rows(
         connection,
-        f"""SELECT id, pool_ids, owner_id, sandbox, slots, priority FROM lease_requests
-            WHERE {_UNSERVED} ORDER BY id""",
+        f"""SELECT id, pool_ids, owner_id, sandbox, slots, priority,
+                   extract(epoch FROM clock_timestamp() - created_at)
+                     >= least(:reserve, extract(epoch FROM deadline_at - created_at) / 3) AS reserves
+            FROM lease_requests WHERE {_UNSERVED} ORDER BY id""",
+        reserve=RESERVE_AFTER_S,
     )
     requests = tuple(
         Request(
@@ -266,6 +273,7 @@ def _snapshot(connection: Connection) -> LeaseSnapshot:
             sandbox=row["sandbox"],
             slots=row["slots"],
             priority=row["priority"],
+            reserves=row["reserves"],
         )
         for row in found
     )
@@ -298,5 +306,6 @@ def _note(connection: Connection, found: Matching) -> None:
                 "reasons": [told[i] for i in ids],
                 "grows": [i not in found.idle and i not in found.refused for i in ids],
                 "refused": [i in found.refused for i in ids],
+                "kept": [k.vm_id if (k := found.kept.get(i)) else None for i in ids],
             },
         )

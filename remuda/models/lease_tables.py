@@ -74,6 +74,7 @@ class LeaseRequest(Base):
             name="ttl_s",
         ),
         CheckConstraint("NOT (refused AND lease_id IS NOT NULL)", name="refused"),
+        Index("ix_lease_requests_vm_id", "vm_id", postgresql_where=text("vm_id IS NOT NULL")),
     )
 
     id: Mapped[BigId]
@@ -95,3 +96,5 @@ class LeaseRequest(Base):
     grows: Mapped[bool] = mapped_column(server_default="true")  # a VM more would help
     refused: Mapped[bool] = mapped_column(server_default="false")
     lease_id: Mapped[BigInt | None] = mapped_column(ForeignKey("leases.id"))  # granted
+    # Kept for it while it waits: nothing new goes there.
+    vm_id: Mapped[BigInt | None] = mapped_column(ForeignKey("vms.id", ondelete="SET NULL"))

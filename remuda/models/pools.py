@@ -45,7 +45,8 @@ class Quota(Base):
     __table_args__ = (
         CheckConstraint("max_slots >= 0", name="max_slots"),
         CheckConstraint("max_queued >= 0", name="max_queued"),
-        CheckConstraint("num_nonnulls(max_slots, max_queued) > 0", name="something"),
+        CheckConstraint("max_vms >= 0", name="max_vms"),
+        CheckConstraint("num_nonnulls(max_slots, max_queued, max_vms) > 0", name="something"),
         Index(
             "uq_quotas_owner_id_pool_id",
             "owner_id",
@@ -59,6 +60,7 @@ class Quota(Base):
     pool_id: Mapped[BigInt | None] = mapped_column(ForeignKey("pools.id"))  # None: all pools
     max_slots: Mapped[int | None]  # of its jobs that are on machines
     max_queued: Mapped[int | None]  # jobs that wait
+    max_vms: Mapped[int | None]  # VMs that serve it at once
 
 
 class Usage(Base):

@@ -22,6 +22,8 @@ from remuda.workers.providers.noop import NoopProvider
 from tests.integration.builders import (
     age,
     assert_sound,
+    dispatch,
+    make_jobs,
     make_pool,
     make_vms,
     make_wish,
@@ -88,6 +90,81 @@ def test_what_nobody_can_be_given_holds_nobody_up(engine: Engine) -> None:
         # And no pool grows for those whose owner may have no more.
         [demand] = sizing.due_pools(connection)
         assert demand.queued_slots == 0
+
+
+def _waited(connection: Connection, wish: int, seconds: float) -> None:
+    query = (
+        "UPDATE lease_requests SET created_at = now() - make_interval(secs => :s) WHERE id = :id"
+    )
+    connection.execute(text(query), {"s": seconds, "id": wish})
+
+
+def test_a_whole_vm_is_had_under_a_stream_of_small_leases(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=2)
+        make_vms(connection, pool, 2)
+        held = [_held(connection, pool) for _ in range(4)]
+        whole = make_wish(connection, pool, owner="ann", slots=None)
+
+        def turn() -> list[int]:
+            """The oldest small lease ends, and the next is waited for already."""
+            wish = make_wish(connection, pool)
+            _free(connection, held.pop(0))
+            lease_requests.serve(connection)
+            answer = lease_requests.pick_up(connection, wish, stay=True)
+            held.extend([dict(answer.lease)] if answer.lease else [])
+            return [lease["vm_id"] for lease in held]
+
+        for _ in range(5):  # each slot that comes free is taken again
+            assert len(turn()) == 4
+        _waited(connection, whole, lease_requests.RESERVE_AFTER_S)
+        assert len(turn()) < 4  # from here on one of the VMs is kept
+        [told, *_] = lease_requests.waiting(connection)
+        assert (told["id"], "is kept for it" in told["reason"]) == (whole, True)
+        kept = row(connection, "lease_requests", whole)["vm_id"]
+        turns = 0
+        while kept in [lease["vm_id"] for lease in held]:  # nothing new comes there
+            turn()
+            turns += 1
+            assert turns <= 4
+        answer = lease_requests.pick_up(connection, whole, stay=True)
+        assert answer.lease is not None
+        assert (answer.lease["vm_id"], answer.lease["slots"]) == (kept, 2)
+        assert_sound(connection)
+
+
+def test_jobs_leave_alone_what_is_kept(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=2)
+        make_vms(connection, pool)
+        held = _held(connection, pool)
+        whole = make_wish(connection, pool, owner="ann", slots=None, ttl_s=60.0)
+        _waited(connection, whole, 1000)
+        lease_requests.serve(connection)
+        make_jobs(connection, pool)
+        assert dispatch(connection) == []
+        assert lease_requests.pick_up(connection, whole, stay=False).lease is None  # it gives up
+        assert len(dispatch(connection)) == 1
+        _free(connection, held)
+        assert_sound(connection)
+
+
+def test_of_a_short_wait_a_third_is_long(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=2)
+        make_vms(connection, pool)
+        _held(connection, pool)
+        answer = lease_requests.request(
+            connection, lease_requests.Wanted(pool_ids=(pool,), owner="ann", slots=None), wait_s=6.0
+        )
+        assert answer.waits is not None
+        for age_s, kept in ((1.0, False), (2.5, True)):
+            query = """UPDATE lease_requests SET created_at = now() - make_interval(secs => :s),
+                         deadline_at = now() + make_interval(secs => 6 - :s)"""
+            connection.execute(text(query), {"s": age_s})
+            lease_requests.serve(connection)
+            found = row(connection, "lease_requests", answer.waits)["vm_id"]
+            assert (found is not None) is kept
 
 
 def test_the_pool_that_can_grow_grows_for_a_request_once(engine: Engine) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remuda.matching import Allowance, LeaseSnapshot, LeaseVm, Matching, Request, match
+from remuda.matching import Allowance, Kept, LeaseSnapshot, LeaseVm, Matching, Request, match
 
 A, B = 1, 2
 
@@ -105,6 +105,82 @@ def test_a_whole_vm_is_one_that_nobody_uses() -> None:
     assert "are in use" in found.reasons[2]
 
 
+def test_the_vm_that_lacks_least_is_kept_for_who_waits_for_long() -> None:
+    whole = _request(1, slots=None, reserves=True)
+    small = [_request(n, owner=2) for n in (2, 3)]
+    vms = [_vm(1, slots=4, used_slots=3), _vm(2, slots=4, used_slots=2), _vm(3, unfit="failed")]
+    found = _of([whole, *small], vms)
+    assert _given(found) == {2: 1}
+    assert found.kept == {1: Kept(2, A, True)}
+    assert "some are in use" in found.reasons[1]
+    assert "a VM of a is kept for it" in found.reasons[1]
+    assert "are kept for a request that waits longer" in found.reasons[3]
+    assert found.idle == frozenset()  # pools may grow for all of them
+    # Before its time nothing is kept, and a slot is never more than the next that comes free.
+    assert _of([_request(1, slots=None), *small], vms).kept == {}
+    assert _of([_request(1, slots=1, reserves=True)], [_vm(1, used_slots=1)]).kept == {}
+
+
+def test_one_vm_of_a_pool_is_kept_at_a_time() -> None:
+    wide = [_request(n, slots=3, reserves=True) for n in (1, 2, 3)]
+    wide.append(_request(4, slots=None, priority=1, reserves=True))
+    vms = [_vm(n, slots=4, used_slots=2, pool_id=A if n < 3 else B) for n in range(1, 5)]
+    found = _of(wide, vms)
+    assert {request: keep.vm_id for request, keep in found.kept.items()} == {4: 1, 1: 3}
+
+
+@pytest.mark.parametrize(
+    "vm",
+    [
+        _vm(1, slots=4, used_slots=1, isolation="owner", bound_owner_id=2),  # never its
+        _vm(1, slots=4, used_slots=1, unfit="failed their checks"),
+        _vm(1, slots=2, used_slots=1),  # too small
+        _vm(1, slots=4, used_slots=4, pool_id=7),  # of no pool of its
+    ],
+)
+def test_nothing_is_kept_that_will_not_do(vm: LeaseVm) -> None:
+    assert _of([_request(1, slots=3, reserves=True)], [vm]).kept == {}
+
+
+def test_a_kept_vm_counts_to_its_owners_limit() -> None:
+    limit = {1: Allowance(name="alice", most=1, has=0)}
+    found = _of(
+        [_request(1, slots=None, reserves=True), _request(2)],
+        [_vm(1, slots=2, used_slots=1), _vm(2)],
+        allowances=limit,
+    )
+    assert (_given(found), set(found.kept)) == ({1: 2}, set())  # a whole VM of one slot is one
+    found = _of(
+        [_request(1, slots=2, reserves=True), _request(2)],
+        [_vm(1, slots=2, used_slots=1), _vm(2)],
+        allowances=limit,
+    )
+    assert (_given(found), set(found.kept)) == ({}, {1})
+    held = _vm(1, slots=2, used_slots=1, holders=frozenset({1}))
+    limit = {1: Allowance(name="alice", most=1, has=1)}
+    found = _of([_request(1, slots=2, reserves=True)], [held], allowances=limit)
+    assert found.kept == {1: Kept(1, A, False)}  # it has that one already
+
+
+@given(st.integers(1, 4), st.lists(st.integers(0, 3), max_size=60))
+def test_small_ones_without_end_starve_no_whole_one(count: int, ends: list[int]) -> None:
+    """Leases of a slot end in any order, others are always asked for; what the whole one lacks shrinks."""
+    used = dict.fromkeys(range(1, count + 1), 3)
+    least = 3
+    for end in ends:
+        used[end % count + 1] = max(0, used[end % count + 1] - 1)
+        vms = [_vm(n, slots=3, used_slots=u) for n, u in used.items()]
+        requests = [_request(1, slots=None, reserves=True)]
+        found = _of(requests + [_request(n, owner=2) for n in range(2, 9)], vms)
+        assert (1 in _given(found)) == (min(used.values()) == 0)
+        if 1 in _given(found):
+            return
+        least = min(least, *used.values())
+        for grant in found.grants:
+            used[grant.vm_id] += grant.slots
+        assert used[found.kept[1].vm_id] == min(used.values()) == least
+
+
 def test_a_single_use_is_for_one() -> None:
     found = _of([_request(1), _request(2)], [_vm(1, slots=2, isolation="single_use")])
     assert _given(found) == {1: 1}
@@ -142,6 +218,7 @@ def snapshots(draw: st.DrawFn) -> LeaseSnapshot:
             sandbox=draw(st.sampled_from(["s", "t"])),
             slots=draw(st.none() | st.integers(1, 4)),
             priority=draw(st.integers(0, 1)),
+            reserves=draw(st.booleans()),
         )
         for number in range(1, draw(st.integers(1, 9)))
     ]
@@ -203,10 +280,11 @@ def test_nobody_waits_for_what_is_free(snapshot: LeaseSnapshot) -> None:
     found = match(snapshot)
     used = Counter({grant.vm_id: grant.slots for grant in found.grants})
     taken = set(used)
+    kept = {keep.vm_id for keep in found.kept.values()}
     for request in snapshot.requests:
         if request.id not in found.reasons or request.owner_id in snapshot.allowances:
             continue
-        for vm in snapshot.vms:
+        for vm in (vm for vm in snapshot.vms if vm.id not in kept):
             clean = vm.isolation == "shared" or (vm.bound_owner_id is None and vm.id not in taken)
             free = vm.slots - vm.used_slots - used[vm.id]
             wanted = vm.slots if request.slots is None else request.slots
@@ -218,5 +296,29 @@ def test_the_chosen_vms_alone_give_the_same(snapshot: LeaseSnapshot) -> None:
     """What is decided once more under the locks of just those VMs is what was decided."""
     found = match(snapshot)
     chosen = {grant.vm_id for grant in found.grants}
-    again = match(replace(snapshot, vms=tuple(vm for vm in snapshot.vms if vm.id in chosen)))
+    there = tuple(vm for vm in snapshot.vms if vm.id in chosen)
+    again = match(replace(snapshot, vms=there, kept=found.kept))
     assert again.grants == found.grants
+
+
+@given(snapshots())
+def test_what_is_kept_is_worth_it(snapshot: LeaseSnapshot) -> None:
+    """One VM of a pool at most, fit and large enough, for who waits on; nothing later goes there."""
+    found = match(snapshot)
+    there = {vm.id: vm for vm in snapshot.vms}
+    asked = {request.id: request for request in snapshot.requests}
+    order = sorted(snapshot.requests, key=lambda r: (-r.priority, r.id))
+    place = {request.id: n for n, request in enumerate(order)}
+    assert len({keep.pool_id for keep in found.kept.values()}) == len(found.kept)
+    for request_id, keep in found.kept.items():
+        request, vm = asked[request_id], there[keep.vm_id]
+        assert request.reserves
+        assert request_id in found.reasons
+        assert not vm.unfit
+        assert vm.pool_id == keep.pool_id
+        assert (request.slots or 1) <= vm.slots
+        assert all(
+            place[grant.request_id] < place[request_id]
+            for grant in found.grants
+            if grant.vm_id == vm.id
+        )
