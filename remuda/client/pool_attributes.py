@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -73,7 +74,7 @@ def _span(value: Any) -> timedelta | None:
     return None if value is None else timedelta(seconds=value)
 
 
-class PoolAttributes:
+class PoolAttributes(ABC):
     """The settings of `remuda.client.Pool`; docs/pools.md tells until when each can be set."""
 
     # All there is of a pool's handle: a misspelt setting is refused as any unknown attribute.
@@ -88,9 +89,9 @@ class PoolAttributes:
     _read_at: float
     _row: Mapping[str, Any]
 
+    @abstractmethod
     def _get(self, column: str) -> Any:
         """See Pool."""
-        raise NotImplementedError
 
     def _not_submitted(self, what: str) -> None:
         """Raise SetTooLate unless `what`, settable until submit, can be set still."""

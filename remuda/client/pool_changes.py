@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -29,21 +30,21 @@ class PoolChanges(PoolAttributes):
     __slots__ = ()
 
     @property
+    @abstractmethod
     def state(self) -> str:
         """See Pool."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self) -> Self:
         """See Pool."""
-        raise NotImplementedError
 
+    @abstractmethod
     def info(self) -> dict[str, Any]:
         """See Pool."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set(self, **fields: Any) -> None:
         """See Pool."""
-        raise NotImplementedError
 
     def policies(self) -> list[dict[str, Any]]:
         """Return the policies of its size, in order; none: its own size rules. See docs/sizing.md."""

@@ -11,6 +11,7 @@ import json
 import os
 import select
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ from remuda.workers.onvm.tape import Tape, left_of
 HELD = 32 << 20  # while so many bytes of entries are not acknowledged, every output goes to a file
 
 
-class Attempts:
+class Attempts(ABC):
     """The attempts of one VM, from the request that brought each to its exit entry."""
 
     def __init__(
@@ -66,25 +67,29 @@ class Attempts:
         self.ledger, self.tape = Ledger(home + "/journal"), Tape(home + "/tape")
         self.recover()
 
+    @abstractmethod
     def on_entry(self, text: str) -> None:
-        """Hear of a new entry; for the subclass, like the other three."""
+        """Hear of a new entry."""
 
+    @abstractmethod
     def on_start(self, job: Job) -> None:
         """Hear of a job that just started."""
 
+    @abstractmethod
     def on_output(self) -> None:
         """Hear that there is more output, or that its end has come."""
 
+    @abstractmethod
     def on_state(self, job: Job) -> None:
         """Hear that a job was suspended, or goes on."""
 
+    @abstractmethod
     def spawn(self, job: Job) -> None:
         """Start a job that has its slots, or report why not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def terminate(self, job: Job, why: str, grace: float) -> None:
         """End a job early: at once if it has not started; else TERM, and KILL after the grace."""
-        raise NotImplementedError
 
     def attend(self, fd: int, handler: Callable[[int], Any]) -> None:
         """Have the handler called with the event whenever something can be read from fd."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from abc import abstractmethod
 from typing import Any
 
 from remuda.workers.onvm import marks
@@ -82,6 +83,6 @@ class Checking(Preparing):
         if connection in self.connections_open():
             connection.send(dumps({"re": number, "ok": True, **ended}))
 
+    @abstractmethod
     def connections_open(self) -> set[Connection]:
         """Return whom an answer can still be sent; for the subclass."""
-        raise NotImplementedError
