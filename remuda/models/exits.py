@@ -33,6 +33,7 @@ class Outcome:
     signal: int | None = None
     message: str | None = None
     started_age_s: float | None = None
+    begun: bool = False  # it was started, or may have been, even if nobody was told when
     ended_age_s: float = 0.0
     user_s: float | None = None
     system_s: float | None = None

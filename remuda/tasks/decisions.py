@@ -44,13 +44,13 @@ def _of_entry(known: Known | None, entry: Mapping[str, Any], now_s: float) -> Ou
         io_read_bytes=entry.get("rd"),
         io_write_bytes=entry.get("wr"),
     )
-    begun = ran or entry.get("started")
+    begun = ran or bool(entry.get("started"))
     if reason in (Reason.LOST, Reason.CANCELLED) and begun and pending and pending["streams"]:
         # What it wrote is kept as of any other; its files are not wanted any more.
         kept = {**pending, "files": {}, "executable": []}
         return replace(outcome, state="EXITED", job_state="TERMINATING", pending=kept)
     if reason in (Reason.LOST, Reason.CANCELLED):
-        return settle(known, replace(outcome, state=reason))
+        return settle(known, replace(outcome, state=reason, begun=begun))
     if ran and pending is not None:
         return replace(outcome, state="EXITED", job_state="TERMINATING", pending=pending)
     return outcome if reason == Reason.OK else settle(known, outcome)

@@ -77,7 +77,7 @@ def settle(known: Known | None, outcome: Outcome) -> Outcome:
         return replace(outcome, job_state="TERMINATED", reason=str(Reason.CANCELLED))
     if outcome.reason == Reason.CANCELLED:
         return replace(outcome, job_state="TERMINATED")
-    started = facts.state != "PLACED" or outcome.started_age_s is not None
+    started = facts.state != "PLACED" or outcome.begun or outcome.started_age_s is not None
     counted = replace(outcome, failure=not loss, loss=loss and started and not outcome.displaced)
     decided = retry.decide(known.policy, _for_decision(known, counted))
     if isinstance(decided, retry.GiveUp):

@@ -86,6 +86,26 @@ def test_a_job_that_takes_vms_with_it_is_stopped(engine: Engine) -> None:
         assert_sound(connection)
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_job_whose_start_was_never_told_is_stopped_if_it_began(
+    engine: Engine, begun: bool
+) -> None:
+    """It kills its runner at once: only the next runner's journal tells that it had been started."""
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=1)
+        [vm] = make_vms(connection, pool)
+        [job] = make_jobs(connection, pool)
+        for _ in range(MAX_LOSSES):
+            connection.execute(text("UPDATE jobs SET not_before = NULL"))
+            [placed] = dispatch(connection)
+            entry = {"a": placed.attempt_id, "why": "LOST", "started": begun, "s": None, "x": 11.0}
+            record(connection, vm, *decisions.of_entries(connection, [(entry, 12.0)]))
+        found = row(connection, "jobs", job)
+        wanted = ("TERMINATED", MAX_LOSSES) if begun else ("NEW", 0)
+        assert (found["state"], found["losses"]) == wanted
+        assert_sound(connection)
+
+
 def test_a_cancelled_job_does_not_run_again(engine: Engine) -> None:
     with engine.begin() as connection:
         pool = make_pool(connection)
