@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     group_max_slots: dict[str, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(
         {}, description="slots that the pools of a group (sizing_group) may have together"
     )
+    preemption_grace_s: float = Field(
+        30.0, ge=0, le=3600, description="what preempted jobs have from TERM to KILL"
+    )
     carbon_file: Path | None = Field(
         None,
         description="power, grids and data centres that CO2 is estimated from; unset: built in",

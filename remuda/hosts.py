@@ -18,6 +18,7 @@ _KEY = re.compile(
 )
 _PLACE = re.compile(r"[A-Za-z0-9_.:%\[\]-]+")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]*\$?")
+_GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _WAY = ("address", "port", "user", "key_file", "host_key", "known_hosts", "jump", "cache_bytes")
 _NUMBERS = {"port": 65535, "cores": 100_000, "memory_bytes": 1 << 53, "cache_bytes": 1 << 53}
 
@@ -33,7 +34,8 @@ class Host:
     `host_key`: its public key, the only one it may show. `known_hosts`: a file that has it.
     `jump`: hosts to go through first, as for `ssh -J`. `home`: a folder there, relative to the
     user's. `memory_bytes` and `cores`: 0 if not told. `cache_bytes`: the most that inputs may take
-    there once nothing needs them; 0: 20 GiB or a tenth of the disk, whichever is less.
+    there once nothing needs them; 0: 20 GiB or a tenth of the disk, whichever is less. `group`: the
+    pools that are reserved for it (`reserved_group`) have the host for themselves; "": for others.
     """
 
     address: str
@@ -48,6 +50,7 @@ class Host:
     memory_bytes: int = 0
     cache_bytes: int = 0
     labels: tuple[str, ...] = field(default=())
+    group: str = ""
 
     @property
     def name(self) -> str:
@@ -85,6 +88,9 @@ def host_of(value: Any, *, what: str = "host") -> Host:
             f"{what}.host_key is no public key: {shown(texts['host_key'])}",
             hint="what /etc/ssh/ssh_host_ed25519_key.pub has on the host: ssh-ed25519 AAAA...",
         )
+    group = value.get("group") or ""
+    if group and (not isinstance(group, str) or not _GROUP.fullmatch(group)):
+        raise BadInput(f"{what}.group must be a short name, not {shown(group)}")
     home = texts.pop("home", "") or ".remuda"
     if ".." in home.split("/") or home.strip("/.") == "" or home.startswith("-"):
         raise BadInput(f"{what}.home cannot be {shown(home)}", hint="a folder that is ours alone")
@@ -97,7 +103,7 @@ def host_of(value: Any, *, what: str = "host") -> Host:
     if isinstance(labels, str) or not isinstance(labels, (list, tuple)):
         raise BadInput(f"{what}.labels must be a list of words, not {shown(labels)}")
     words = tuple(text_of(f"{what}.labels", word, least=1) for word in labels)
-    return Host(home=home.rstrip("/"), labels=words, **texts, **numbers)
+    return Host(home=home.rstrip("/"), labels=words, group=group, **texts, **numbers)
 
 
 def hosts_of(settings: Mapping[str, Any]) -> tuple[Host, ...]:

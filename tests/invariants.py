@@ -81,6 +81,23 @@ INVARIANTS = {
     "3: no lease outlives its attempts": """
         SELECT l.id FROM leases l WHERE l.for_jobs AND l.released_at IS NULL AND NOT EXISTS (
           SELECT FROM attempts a WHERE a.lease_id = l.id AND a.state IN ('PLACED','STARTED','EXITED'))""",
+    "5: only VMs of flex pools are preempted, only their work is": """
+        SELECT v.id, a.id AS attempt FROM vms v JOIN pools p ON p.id = v.pool_id
+        LEFT JOIN attempts a ON a.vm_id = v.id AND a.reason = 'PREEMPTED'
+        WHERE v.preempted_for IS NOT NULL AND p.scheduling_type <> 'flex'
+          OR a.id IS NOT NULL AND v.preempted_for IS NULL""",
+    "5: preempted jobs have not failed and are not lost": """
+        SELECT j.id FROM jobs j WHERE j.reason = 'PREEMPTED' OR j.failures + j.losses > (
+          SELECT count(*) FROM attempts a WHERE a.job_id = j.id AND coalesce(a.reason, '') NOT IN (
+            'OK', 'PREEMPTED'))""",
+    "5: reserved hosts serve pools of their group": """
+        SELECT v.id FROM vms v JOIN pools p ON p.id = v.pool_id
+        JOIN pools q ON q.provider = 'static'
+        CROSS JOIN LATERAL jsonb_array_elements(q.settings -> 'hosts') AS h
+        WHERE p.provider = 'static' AND q.state NOT IN ('CLOSED', 'PENDING_DELETE')
+          AND v.state <> 'HALTED' AND h ->> 'address' = v.address ->> 'address'
+          AND coalesce(h ->> 'port', '22') = coalesce(v.address ->> 'port', '22')
+          AND coalesce(h ->> 'group', '') <> coalesce(p.reserved_group, '')""",
     "6: the chain of events is unbroken": """
         SELECT * FROM (
           SELECT kind, subject_id, from_state, to_state,

@@ -42,6 +42,8 @@ _FIELDS = {
     "datacenter": "datacenter",
     "offer_order": "offer_order",
     "isolation": "isolation",
+    "scheduling_type": "scheduling_type",
+    "reserved_group": "reserved_group",
     "heartbeat": "heartbeat_s",
     "stalling_interval": "stalling_interval_s",
     "launch_timeout": "launch_timeout_s",
@@ -208,6 +210,17 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--isolation", type=click.Choice(ISOLATIONS), help="Who may share a VM.  [default: shared]"
+    ),
+    click.option(
+        "--scheduling-type",
+        type=click.Choice(["flex", "on-demand", "reserved"]),
+        help="flex: its work is preempted where others' needs the place; see docs/pools.md."
+        "  [default: on-demand]",
+    ),
+    click.option(
+        "--reserved-group",
+        metavar="GROUP",
+        help="Reserved: the group of hosts that it, and no other, has.",
     ),
     click.option(
         "--constant",

@@ -150,6 +150,7 @@ def show(vm: str, as_json: bool) -> None:
             ("failed checks", record["check_failures"] or None),
             ("last check", record["check_error"]),
             ("taken away at", record["interruption_at"]),
+            ("makes room", record["preempted_for"]),
             ("reboot", record["reboot"]),
             ("cores", record["facts"].get("cores")),
             ("disk", format_size(record["facts"].get("disk_bytes"))),

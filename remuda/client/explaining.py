@@ -80,6 +80,14 @@ def explain_job(facts: Mapping[str, Any]) -> Explanation:
             f"it may fail {job['max_attempts']} times."
         )
         found.append(Reason("history", text))
+    past = facts["preempted"]
+    if past["count"]:
+        times = "once" if past["count"] == 1 else f"{past['count']} times"
+        text = (
+            f"It was preempted {times}, last at {past['at']:%Y-%m-%d %H:%M:%S %Z} ({past['why']}); "
+            "that counts neither as a failure nor as a loss."
+        )
+        found.append(Reason("history", text))
     if state == "NEW" and pool["message"]:
         found.append(Reason("paused", f"The pool says: {pool['message']}"))
     ranked = tuple(sorted(found, key=lambda reason: KINDS.index(reason.kind)))

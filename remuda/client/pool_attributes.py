@@ -125,6 +125,13 @@ class PoolAttributes(ABC):
     isolation = Setting(
         "isolation", str, "Who may share a VM: shared, owner, sandbox, single_use; until submitted."
     )
+    scheduling_type = Setting(
+        "scheduling_type",
+        str,
+        "flex (preempted where others' work needs its place), on_demand, or reserved: for it alone are"
+        " the hosts of `reserved_group`; until it is submitted.",
+    )
+    _reserved_group: Setting[str | None] = Setting("reserved_group", _same, "See `reserved_group`.")
     preparation: Setting[list[str] | None] = Setting(
         "preparation", _words, "What each VM runs before it takes jobs; until it is submitted."
     )
@@ -168,6 +175,15 @@ class PoolAttributes(ABC):
         bool,
         "Whether jobs that do not say wait for the newest resources; until it is submitted.",
     )
+
+    @property
+    def reserved_group(self) -> str | None:
+        """The group of hosts that it, and no other pool, has, if it is reserved; until submitted."""
+        return self._reserved_group
+
+    @reserved_group.setter
+    def reserved_group(self, value: str | None) -> None:
+        self._reserved_group = value
 
     @property
     def shortname(self) -> str:

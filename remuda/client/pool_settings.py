@@ -17,6 +17,7 @@ from remuda.models.states import NO_BACKEND
 from remuda.offers import offer_row, offers_of
 from remuda.policy_rows import policies_of, policy_row
 from remuda.retries import retry_of, retry_row
+from remuda.shelves import TYPES
 from remuda.spec import MAX_GPUS, MAX_MEMORY_BYTES, JobSpec
 from remuda.timespan import span_of
 
@@ -194,6 +195,15 @@ def _isolation(what: str, value: Any) -> str:
     return str(value)
 
 
+def _scheduling(what: str, value: Any) -> str:
+    """Return the scheduling type in our spelling; Qarnot's (OnDemand) will do."""
+    kinds = {name.replace("_", ""): name for name in TYPES}
+    word = value.lower().replace("-", "").replace("_", "") if isinstance(value, str) else None
+    if word not in kinds:
+        raise BadInput(f"{what} must be one of {', '.join(TYPES)}, not {shown(value)}")
+    return kinds[word]
+
+
 def _order(what: str, value: Any) -> str:
     orders = ("listed", "cheapest", "deadline")
     if value not in orders:
@@ -275,6 +285,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "settings": plain_mapping,
     "tags": _words,
     "isolation": _isolation,
+    "scheduling_type": _scheduling,
+    "reserved_group": lambda what, v: None if v is None else _short_name(what, v),
     "slots_per_vm": _slots(1, 100_000),
     "memory_bytes_per_vm": _memory,
     "gpus_per_vm": _slots(0, MAX_GPUS),

@@ -25,8 +25,10 @@ from remuda.guests import guests_of
 from remuda.hooks import hooks_of
 from remuda.hosts import hosts_of, slurm_of
 from remuda.models import launches, pool_life, query
+from remuda.models.pool_fields import UNTIL_SUBMITTED
 from remuda.models.states import NO_BACKEND, OPEN_POOL, PoolState
 from remuda.offers import offers_for
+from remuda.shelves import check_scheduling
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from remuda.client.context import Context
 
 DEFAULT_POOL = "default"
+_SHELF = {"scheduling_type", "reserved_group", "settings", "offers"}
 # Of providers that are not called like theirs.
 _BACKENDS = {"command": "ssh", "ec2": "ssh", "libvirt": "ssh", "openstack": "ssh", "static": "ssh"}
 
@@ -179,6 +182,10 @@ class Pool(PoolChanges, PoolFacts, PoolOutputs, PoolResources):
         if "settings" in fields or "offers" in fields:
             settings = fields.get("settings", self.settings)
             _check_offers(self.provider, settings, fields.get("offers", self.offers))
+        if (late := UNTIL_SUBMITTED & set(fields)) and self._get("state") != PoolState.UNSUBMITTED:
+            raise pool_life.too_late(self.name, self._get("state"), sorted(late))
+        if _SHELF & set(fields):
+            _check_scheduling(self.provider, {**{n: self._get(n) for n in _SHELF}, **fields})
         return dict(fields)
 
     def _get(self, column: str) -> Any:
@@ -215,6 +222,7 @@ def create(
         "backend": pool_settings.kind("backend", backend or _BACKENDS.get(provider, provider)),
         "image": pool_settings.image_name(image),
     }
+    _check_scheduling(provider, fields)
     if kinds["backend"] == NO_BACKEND and fields.get("preparation"):
         raise BadInput(f"VMs without a runner (backend {NO_BACKEND}) cannot run a preparation")
     for offer in fields.get("offers", ()):
@@ -303,6 +311,17 @@ def _check_offers(
             if not offer.name:
                 raise
             raise BadInput(f"offer {offer.name}: {error.message}", hint=error.hint) from None
+
+
+def _check_scheduling(provider: str, fields: Mapping[str, Any]) -> None:
+    """Refuse a scheduling type that does not go with the pool's hosts; raises BadInput."""
+    check_scheduling(
+        fields.get("scheduling_type", "on_demand"),
+        fields.get("reserved_group"),
+        provider=provider,
+        settings=fields.get("settings", {}),
+        offers=fields.get("offers", ()),
+    )
 
 
 def _check_secrets(

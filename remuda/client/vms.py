@@ -82,6 +82,7 @@ class VmInfo:
     check_failures: int = 0
     check_error: str | None = None
     interruption_at: datetime | None = None
+    preempted_for: str | None = None
     reboot: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     preparation: Mapping[str, Any] | None = None

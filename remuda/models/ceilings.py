@@ -20,22 +20,27 @@ def lock(connection: Connection) -> None:
 
 
 def usage(connection: Connection) -> Sequence[Mapping[str, Any]]:
-    """Return each pool's {id, sizing_group, used, alive, floor, slots_per_vm}, in slots.
+    """Return each pool's {id, sizing_group, slots_per_vm, flex}, and the rest in slots.
 
     `used` counts every machine that is not confirmed gone, `alive` those that take work or will;
-    `floor`: what an open pool is never to be below.
+    `floor`: what an open pool is never to be below. `short`: what its work needs and others keep from
+    it; `leaving`: of used, what ends now or is preempted.
     """
     return rows(
         connection,
         f"""SELECT p.id, p.sizing_group, p.slots_per_vm, coalesce(v.used, 0)::int AS used,
-                   coalesce(v.alive, 0)::int AS alive,
+                   coalesce(v.alive, 0)::int AS alive, coalesce(v.leaving, 0)::int AS leaving,
+                   p.scheduling_type = 'flex' AS flex,
+                   CASE WHEN p.state IN ({sql_list(OPEN_POOL)}) THEN p.short_slots ELSE 0 END AS short,
                    CASE WHEN p.state NOT IN ({sql_list((*OPEN_POOL, PoolState.FAILURE))}) THEN 0
                         WHEN p.policy_name IS NOT NULL THEN p.policy_minimum_slots
                         WHEN p.is_elastic THEN p.elastic_minimum_slots
                         ELSE p.instance_count * p.slots_per_vm END AS floor
             FROM pools p LEFT JOIN (
               SELECT pool_id, sum(slots) AS used, sum(slots) FILTER (WHERE NOT draining
-                       AND state NOT IN ('STOPPING', 'STALLED', 'ERROR')) AS alive
+                       AND state NOT IN ('STOPPING', 'STALLED', 'ERROR')) AS alive,
+                     sum(slots) FILTER (WHERE state = 'STOPPING' OR preempted_for IS NOT NULL)
+                       AS leaving
               FROM vms WHERE state <> 'HALTED' GROUP BY pool_id) v ON v.pool_id = p.id
             WHERE p.state NOT IN ('UNSUBMITTED', 'CLOSED', 'PENDING_DELETE')
             ORDER BY p.id""",

@@ -45,7 +45,7 @@ class Outcome:
     loss: bool = False  # counts as lost with a VM
     delay_s: float = 0.0
     memory_bytes: int | None = None  # for NEW: what the job asks for from now on; None: as before
-    displaced: bool = False  # its VM was taken away: its job goes first, and nothing is counted
+    displaced: bool = False  # its VM is taken away: its job goes first, and nothing is counted
     pending: dict[str, Any] | None = None  # for EXITED: {"files": {name: size}, "streams": [name]}
 
 
@@ -66,6 +66,7 @@ class AttemptFacts:
     array_id: int | None = None
     memory_bytes: int | None = None
     most_memory_bytes: int | None = None  # that a VM of its pool has
+    preempted_for: str | None = None  # why others take its VM's place
 
 
 _STARTED = text("""
@@ -205,9 +206,10 @@ def facts(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Attem
         """SELECT a.id AS attempt_id, a.job_id, a.state, j.max_attempts, j.failures, j.losses,
                   j.cancel_requested_at IS NOT NULL AS cancelled, a.exit_code, a.signal,
                   coalesce(j.retry, CASE WHEN j.max_attempts = 1 THEN p.retry END) AS retry,
-                  j.array_id, j.memory_bytes, p.memory_bytes_per_vm AS most_memory_bytes
+                  j.array_id, j.memory_bytes, p.memory_bytes_per_vm AS most_memory_bytes,
+                  v.preempted_for
            FROM attempts a JOIN jobs j ON j.id = a.job_id AND j.epoch = a.epoch
-           JOIN pools p ON p.id = j.pool_id
+           JOIN pools p ON p.id = j.pool_id JOIN vms v ON v.id = a.vm_id
            WHERE a.id = ANY(:ids) ORDER BY j.id FOR NO KEY UPDATE OF j""",
         ids=list(attempt_ids),
     )
@@ -222,7 +224,7 @@ def earlier_failures(
         connection,
         """SELECT a.id, b.reason, b.exit_code, b.signal FROM attempts a
            JOIN attempts b ON b.job_id = a.job_id AND b.epoch < a.epoch
-           WHERE a.id = ANY(:ids) AND b.reason NOT IN ('OK', 'LOST', 'CANCELLED')
+           WHERE a.id = ANY(:ids) AND b.reason NOT IN ('OK', 'LOST', 'CANCELLED', 'PREEMPTED')
            ORDER BY a.id, b.epoch""",
         ids=list(attempt_ids),
     )

@@ -35,6 +35,11 @@ _ITSELF = """
     FROM jobs WHERE id = :id
 """
 
+_PREEMPTED = """
+    SELECT count(*) AS count, max(ended_at) AS at, (array_agg(message ORDER BY id DESC))[1] AS why
+    FROM attempts WHERE job_id = :id AND reason = 'PREEMPTED'
+"""
+
 _PAUSED = text("""
     SELECT extract(epoch FROM paused_until - now())::float8 FROM pools
     WHERE id = :pool AND paused_until > now()
@@ -85,6 +90,7 @@ def explain_facts(
         "budget_stop": rows(
             connection, "SELECT budget_stop FROM owners WHERE id = :id", id=found["owner_id"]
         )[0]["budget_stop"],
+        "preempted": rows(connection, _PREEMPTED, id=job_id)[0],
         "waits_s": itself["waits_s"],
         "deadline_s": itself["deadline_s"],
     }

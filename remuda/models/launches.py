@@ -242,7 +242,10 @@ def next_offer(connection: Connection, vm_id: int) -> None:
 def hold_pool(connection: Connection, pool_id: int, *, until: datetime, reason: str) -> None:
     """Have the pool ask for no VM until then: nothing failed, there is just nothing to be had."""
     connection.execute(
-        text("UPDATE pools SET paused_until = :until, message = :reason WHERE id = :pool"),
+        text(
+            "UPDATE pools SET paused_until = :until, message = :reason,"
+            " paused_at = coalesce(paused_at, now()) WHERE id = :pool"
+        ),
         {"pool": pool_id, "until": until, "reason": reason[:2000]},
     )
 
@@ -254,6 +257,7 @@ def pause_pool(connection: Connection, pool_id: int, *, seconds: float, reason: 
         text(
             f"""UPDATE pools SET launch_failures = launch_failures + 1, message = :reason,
                  paused_until = clock_timestamp() + make_interval(secs => :seconds),
+                 paused_at = coalesce(paused_at, clock_timestamp()),
                  state = CASE WHEN {pauses} THEN 'FAILURE' ELSE state END,
                  previous_state_changed_at = CASE WHEN {pauses} THEN state_changed_at
                    ELSE previous_state_changed_at END,
@@ -279,8 +283,8 @@ def resume_pool(connection: Connection, pool_id: int) -> None:
     """
     done = connection.execute(
         text(
-            f"""UPDATE pools SET launch_failures = 0, paused_until = NULL, message = NULL,
-                 last_resize_at = NULL
+            f"""UPDATE pools SET launch_failures = 0, paused_until = NULL, paused_at = NULL,
+                 message = NULL, last_resize_at = NULL
                WHERE id = :pool AND state IN ('FAILURE', {sql_list(OPEN_POOL)})"""
         ),
         {"pool": pool_id},

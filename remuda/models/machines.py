@@ -32,7 +32,7 @@ def vm_with_pool(connection: Connection, vm_id: int) -> Mapping[str, Any] | None
                   (SELECT (o ->> 'max_price')::float8 FROM jsonb_array_elements(p.offers) AS o
                    WHERE o ->> 'name' = v.offer) AS max_price,
                   p.uuid::text AS pool, p.name AS pool_name, p.heartbeat_s, p.backend,
-                  v.reboot, v.boot, p.dead_man_s, p.dead_man_command, p.architecture,
+                  p.reserved_group, v.reboot, v.boot, p.dead_man_s, p.dead_man_command, p.architecture,
                   p.memory_bytes_per_vm, p.constraints,
                   p.preparation, p.preparation_timeout_s, p.constants, p.gpus_per_vm, i.name AS image
            FROM vms v JOIN pools p ON p.id = v.pool_id JOIN images i ON i.id = v.image_id

@@ -17,7 +17,7 @@ from remuda.errors import (
     SetTooLate,
     UnknownPool,
 )
-from remuda.models import pool_resources, secrets
+from remuda.models import pool_resources, secrets, shelves
 from remuda.models.base import sql_list
 from remuda.models.cancel import request_cancel
 from remuda.models.database import first_line, rows
@@ -90,6 +90,14 @@ def insert_pool(
     Raises AlreadyExists for a taken name, PoolLimitReached if the owner may have no more.
     """
     _check_fields(fields)
+    shelves.check_groups(
+        connection,
+        {
+            "provider": provider,
+            "settings": fields.get("settings", {}),
+            "offers": fields.get("offers", []),
+        },
+    )
     paying = owner_id(connection, owner)
     make_room(connection, paying)
     secrets.check_names(connection, paying, fields.get("secrets", {}).get("names", ()))
@@ -138,6 +146,8 @@ def change_pool(connection: Connection, pool_id: int, fields: Mapping[str, Any])
             f"pool {found[0]['name']} is {state}: cannot set {', '.join(sorted(fields))}",
             hint="the pool has ended",
         )
+    if {"settings", "offers"} & set(fields):
+        shelves.check_groups(connection, {**found[0], **fields}, pool_id=pool_id)
     wanted = fields.get("secrets", {}).get("names", ())
     secrets.check_names(connection, found[0]["owner_id"], wanted)
     columns = _columns(fields)

@@ -167,6 +167,17 @@ class Pool(Base):
             " AND (reuse_max_s IS NULL OR reuse_max_s BETWEEN 0 AND 31536000)",
             name="reuse",
         ),
+        CheckConstraint(
+            "scheduling_type IN ('flex', 'on_demand', 'reserved')"
+            " AND (scheduling_type = 'reserved') = (reserved_group IS NOT NULL)"
+            " AND length(reserved_group) BETWEEN 1 AND 63",
+            name="scheduling",
+        ),
+        CheckConstraint(
+            "short_slots >= 0 AND (short_slots > 0) = (short_since IS NOT NULL)"
+            " AND (short_slots = 0 OR scheduling_type <> 'flex')",
+            name="short",
+        ),
         CheckConstraint("shortname ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'", name="shortname"),
         CheckConstraint(
             "completion_ttl_s > 0 AND completion_ttl_s <= 315360000", name="completion_ttl_s"
@@ -229,6 +240,12 @@ class Pool(Base):
     policy_changes_at: Mapped[Timestamp | None]
     sizing_group: Mapped[str | None] = mapped_column(Text)  # with whom it shares a ceiling
     budget_stop: Mapped[str | None] = mapped_column(Text)  # why nothing is placed or launched
+    # Whether its work may be preempted (flex), or has hosts of its own (reserved: those of a group).
+    scheduling_type: Mapped[str] = mapped_column(Text, server_default="on_demand")
+    reserved_group: Mapped[str | None] = mapped_column(Text)
+    # What its work needs and only others keep from it, as last decided; those that are flex make room.
+    short_slots: Mapped[int] = mapped_column(server_default="0")
+    short_since: Mapped[Timestamp | None]
     datacenter: Mapped[str | None] = mapped_column(Text)  # where its machines stand
     heartbeat_s: Mapped[float] = mapped_column(server_default="10")
     stalling_interval_s: Mapped[float] = mapped_column(server_default="120")
@@ -259,6 +276,7 @@ class Pool(Base):
     decision: Mapped[Json | None]  # the last sizing decision with its inputs
     launch_failures: Mapped[int] = mapped_column(server_default="0")
     paused_until: Mapped[Timestamp | None]
+    paused_at: Mapped[Timestamp | None]  # since when it has been pausing, also from time to time
     message: Mapped[str | None] = mapped_column(Text)
     # A rolling update to `image_id` is under way: so many VMs may be missing meanwhile.
     rollout_max_unavailable: Mapped[int | None]

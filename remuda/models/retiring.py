@@ -70,6 +70,14 @@ def drain(connection: Connection, vm_ids: Sequence[int]) -> list[int]:
     return close_idle(connection, vm_ids)
 
 
+def preempted_for(connection: Connection, vm_id: int) -> str | None:
+    """Return why others take the VM's place; None: they do not."""
+    found: str | None = connection.scalar(
+        text("SELECT preempted_for FROM vms WHERE id = :vm"), {"vm": vm_id}
+    )
+    return found
+
+
 def end_rollout(connection: Connection, pool_id: int) -> None:
     """Record that every VM of the pool is of its image."""
     connection.execute(
@@ -263,6 +271,7 @@ __all__: Sequence[str] = [
     "lock_pool",
     "note_told",
     "placed_on",
+    "preempted_for",
     "reboot_way",
     "reboots",
     "rollout",

@@ -38,13 +38,14 @@ class PoolDemand:
 _RESIZE_PERIOD_S = """CASE WHEN p.policy_name IS NOT NULL THEN p.policy_resize_period_s
                            WHEN p.is_elastic THEN p.elastic_resize_period_s END"""
 
-# Due: its period has passed, another policy rules, or VMs may have ended. The lock keeps two beats
-# from sizing one pool.
+# Due: its period has passed, another policy rules, it waits for room, or VMs may have ended. The lock
+# keeps two beats from sizing one pool.
 _DUE = f"""
     SELECT * FROM pools p
     WHERE state IN ({sql_list((*OPEN_POOL, PoolState.FAILURE, PoolState.CLOSING))})
       AND (CAST(:pool AS bigint) IS NULL OR id = :pool)
-      AND (last_resize_at IS NULL OR state = 'CLOSING' OR policy_changes_at <= now()
+      AND (last_resize_at IS NULL OR state = 'CLOSING' OR short_slots > 0
+           OR policy_changes_at <= now()
            OR coalesce(last_resize_at <= now() - make_interval(secs => {_RESIZE_PERIOD_S}), true))
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """
@@ -123,12 +124,13 @@ def apply_decision(
     drain_vm_ids: Sequence[int] = (),
     decision: Mapping[str, Any],
     again_soon: bool = False,
+    short_slots: int = 0,
 ) -> tuple[list[int], list[int]]:
     """Insert the new VMs, bring the idle ones to STOPPING, drain others, store the decision.
 
     Returns (VMs to spawn, VMs to terminate): fewer are closed when one became busy meanwhile.
     `again_soon`: this was only half of it, the pool's period does not begin anew. One that came too
-    early for any decision is forgotten.
+    early for any decision is forgotten. `short_slots`: what the pool's work needs and others keep.
     """
     pool_id = demand.pool["id"]
     born = insert_vms(connection, pool_id, grow_vms) if grow_vms else []
@@ -147,6 +149,8 @@ def apply_decision(
             ),
             {"pool": pool_id, "count": len(born)},
         )
+    if demand.pool["short_slots"] != short_slots:
+        note_short(connection, pool_id, short_slots)
     if decision.get("step") == "early":
         return born, closed
     connection.execute(
@@ -162,6 +166,18 @@ def apply_decision(
         },
     )
     return born, closed
+
+
+def note_short(connection: Connection, pool_id: int, slots: int) -> None:
+    """Store how many slots a pool's work needs that only others keep from it."""
+    connection.execute(
+        text(
+            """UPDATE pools SET short_slots = :slots,
+                 short_since = CASE WHEN :slots > 0 THEN coalesce(short_since, now()) END
+               WHERE id = :pool"""
+        ),
+        {"pool": pool_id, "slots": slots},
+    )
 
 
 def note_policy(connection: Connection, pool_id: int, columns: Mapping[str, Any]) -> None:
@@ -193,7 +209,8 @@ def note_launch(connection: Connection, pool_id: int, *, error: str | None) -> N
     if error is None:
         connection.execute(
             text(
-                """UPDATE pools SET launch_failures = 0, paused_until = NULL, message = NULL
+                """UPDATE pools SET launch_failures = 0, paused_until = NULL, paused_at = NULL,
+                     message = NULL
                    WHERE id = :pool AND (launch_failures > 0 OR paused_until IS NOT NULL)"""
             ),
             {"pool": pool_id},
@@ -203,7 +220,7 @@ def note_launch(connection: Connection, pool_id: int, *, error: str | None) -> N
     connection.execute(
         text(
             f"""UPDATE pools SET launch_failures = launch_failures + 1, message = :error,
-                  paused_until = now() + make_interval(
+                  paused_at = coalesce(paused_at, now()), paused_until = now() + make_interval(
                     secs => least(300, power(2, least(launch_failures, 10) + 1))),
                   state = CASE WHEN {fails} THEN 'FAILURE' ELSE state END,
                   previous_state_changed_at = CASE WHEN {fails} THEN state_changed_at

@@ -84,6 +84,7 @@ class Reason(StrEnum):
     SUBMISSION = "SUBMISSION"
     DEPENDENCY = "DEPENDENCY"  # a job it waited for did not end as it should
     QUEUE_TIMEOUT = "QUEUE_TIMEOUT"  # it did not start in the time it was given
+    PREEMPTED = "PREEMPTED"  # of attempts only: its place was needed for work that is not Flex
 
 
 NO_BACKEND = "none"  # of pools whose VMs run no jobs: they are only leased

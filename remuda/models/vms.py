@@ -36,6 +36,9 @@ class Vm(Base):
         ),
         CheckConstraint("(watcher IS NULL) = (watch_expires_at IS NULL)", name="watch"),
         CheckConstraint("check_failures >= 0", name="check_failures"),
+        CheckConstraint(
+            "preempted_for IS NULL OR (draining AND interruption_at IS NOT NULL)", name="preempted"
+        ),
         CheckConstraint("reboot IN ('DRAIN', 'NOW', 'TOLD')", name="reboot"),
         CheckConstraint(
             "lease_count >= 0 AND (lease_count = 0) = (leased_at IS NULL)", name="leased"
@@ -85,8 +88,10 @@ class Vm(Base):
     checked_at: Mapped[Timestamp | None]
     check_failures: Mapped[int] = mapped_column(server_default="0")
     check_error: Mapped[str | None] = mapped_column(Text)
-    # When the provider will take the machine away, as it, its runner or an operator has said.
+    # When the machine will be taken away, as its provider, its runner or an operator has said; or
+    # as others need its place, then for whom.
     interruption_at: Mapped[Timestamp | None]
+    preempted_for: Mapped[str | None] = mapped_column(Text)
     # A reboot wished for: once it is idle, or at once; TOLD: the machine goes down or comes up.
     reboot: Mapped[str | None] = mapped_column(Text)
     boot: Mapped[str | None] = mapped_column(Text)  # of its runner: another one after a reboot

@@ -214,6 +214,7 @@ def _spec(row: Mapping[str, Any]) -> VmSpec:
         settings=row["settings"],
         offer=row["offer"],
         max_price=row["max_price"],
+        reserved_group=row["reserved_group"] or "",
     )
 
 

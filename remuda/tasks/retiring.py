@@ -90,16 +90,16 @@ def _take_back(runtime: Runtime, vm_id: int) -> None:
 
 def _end_interrupted(runtime: Runtime, vm_id: int) -> None:
     """Give up a VM whose time is over: what still runs there is LOST, and goes first elsewhere."""
-    why = "its provider took it away"
 
-    def work(connection: Connection) -> int:
+    def work(connection: Connection) -> tuple[int, str]:
         vm_life.lock_vms(connection, [vm_id])
+        why = models.preempted_for(connection, vm_id) or "its provider took it away"
         lost = recording.lose_attempts(connection, vm_id, why)
         vm_life.move_vm(connection, vm_id, VmState.STOPPING, fields={"error": why})
-        return lost
+        return lost, why
 
     try:
-        lost = runtime.transact(work)
+        lost, why = runtime.transact(work)
     except IllegalTransition as moved:
         log.info("VM %d had gone on: %s", vm_id, moved)
         return

@@ -75,6 +75,14 @@ def settle(known: Known | None, outcome: Outcome) -> Outcome:
     loss = outcome.reason == Reason.LOST
     if facts.cancelled and outcome.reason in (Reason.LOST, Reason.CANCELLED):
         return replace(outcome, job_state="TERMINATED", reason=str(Reason.CANCELLED))
+    if facts.preempted_for and outcome.reason in (Reason.LOST, Reason.CANCELLED):
+        return replace(
+            outcome,
+            job_state="NEW",
+            reason=str(Reason.PREEMPTED),
+            message=facts.preempted_for,
+            displaced=True,
+        )
     if outcome.reason == Reason.CANCELLED:
         return replace(outcome, job_state="TERMINATED")
     started = facts.state != "PLACED" or outcome.begun or outcome.started_age_s is not None

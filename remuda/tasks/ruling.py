@@ -11,9 +11,12 @@ from sqlalchemy import Connection
 
 from remuda.config import Settings
 from remuda.models import ceilings as models
+from remuda.models import launches, preempting
 from remuda.models.sizing import note_policy
+from remuda.offers import offers_for
 from remuda.policies import ElasticSettings, Policy, next_change, policy_at
 from remuda.policy_rows import policies_of
+from remuda.shelves import FLEX, shelf_of
 from remuda.workers.ceilings import PoolUse, tightest
 from remuda.workers.pool_snapshot import Ceiling
 
@@ -73,7 +76,7 @@ def lock_ceilings(connection: Connection, settings: Settings) -> frozenset[int]:
         return frozenset()
     models.lock(connection)
     found = models.usage(connection)
-    uses = _uses(found)
+    uses = uses_of(found)
     rooms = {row["id"]: _tightest(row["id"], uses, settings) for row in found}
     return frozenset(
         row["id"]
@@ -82,16 +85,56 @@ def lock_ceilings(connection: Connection, settings: Settings) -> frozenset[int]:
     )
 
 
-def ceiling_of(connection: Connection, pool_id: int, settings: Settings) -> Ceiling | None:
-    """Return the limit over several pools that leaves the pool least room, if there are any."""
+def ceiling_of(
+    connection: Connection, pool: Mapping[str, Any], settings: Settings
+) -> Ceiling | None:
+    """Return the limit over several pools that leaves a pool (its row) least room, if there are any."""
+    if pool["scheduling_type"] == FLEX:
+        held = _held_for(connection, pool)
+        if held is not None:
+            return held
     if not _are_there(settings):
         return None
-    return _tightest(pool_id, _uses(models.usage(connection)), settings)
+    return _tightest(pool["id"], uses_of(models.usage(connection)), settings)
 
 
-def _uses(found: Sequence[Mapping[str, Any]]) -> list[PoolUse]:
+def _held_for(connection: Connection, pool: Mapping[str, Any]) -> Ceiling | None:
+    """Return what keeps a flex pool from the hosts it shares, while others' work waits for one."""
+    mine = {host.name for host in shelf_of(pool["provider"], pool["settings"], pool["offers"])}
+    if not mine:
+        return None
+    for other in preempting.waiting_for(connection, pool["id"]):
+        theirs = shelf_of(other["provider"], other["settings"], other["offers"])
+        if mine & {host.name for host in theirs}:
+            why = f"its hosts, as pool {other['name']} waits for one, whose work goes first"
+            return Ceiling("its hosts", 0, 0, why=why)
+    return None
+
+
+def is_shelf_full(connection: Connection, pool: Mapping[str, Any]) -> bool:
+    """Return whether a pool (its row) pauses because others have the hosts it shares with them."""
+    listed = offers_for(
+        pool["offers"], provider=pool["provider"], image="", settings=pool["settings"]
+    )
+    static = {offer.name for offer in listed if offer.provider == "static"}
+    return bool(static) and any(
+        row["offer"] in static for row in launches.refusals(connection, pool["id"])
+    )
+
+
+def uses_of(found: Sequence[Mapping[str, Any]]) -> list[PoolUse]:
+    """Return what pools use (rows of `remuda.models.ceilings.usage`) as deciders see it."""
     return [
-        PoolUse(row["id"], row["used"], row["alive"], row["floor"], row["sizing_group"])
+        PoolUse(
+            row["id"],
+            row["used"],
+            row["alive"],
+            row["floor"],
+            group=row["sizing_group"],
+            flex=row["flex"],
+            short=row["short"],
+            leaving=row["leaving"],
+        )
         for row in found
     ]
 

@@ -18,7 +18,8 @@ from remuda.models.leases import release_all
 from remuda.models.pool_life import leave_pool
 from remuda.models.states import PoolState, VmState
 from remuda.models.vm_life import close_idle, lock_vms
-from remuda.tasks import logs, messages, ruling
+from remuda.shelves import FLEX
+from remuda.tasks import logs, messages, preempting, ruling
 from remuda.tasks.runtime import Runtime
 from remuda.workers import scaling
 from remuda.workers.outlook import outlook
@@ -61,7 +62,7 @@ def resize_pools(runtime: Runtime) -> int:
     born += [vm_id for vm_id in runtime.transact(launches.due_launches) if vm_id not in born]
     messages.spawn_vm(born)
     messages.terminate_vm(closed)
-    return len(born) + len(closed)
+    return len(born) + len(closed) + preempting.make_room(runtime)
 
 
 def resize_for_waiting_jobs(runtime: Runtime) -> float | None:
@@ -85,8 +86,15 @@ def _size(
         closed = _close(connection, demand)
     else:
         rules = ruling.of_pool(demand.pool, demand.now)
-        snapshot = snapshot_of(demand, rules, ruling.ceiling_of(connection, pool_id, settings))
+        flex = demand.pool["scheduling_type"] == FLEX
+        snapshot = snapshot_of(
+            demand,
+            rules,
+            ruling.ceiling_of(connection, demand.pool, settings),
+            shelf_full=not flex and ruling.is_shelf_full(connection, demand.pool),
+        )
         decision = scaling.decide(snapshot, demand.now)
+        due = scaling.due_at(snapshot)
         ruling.note(connection, demand.pool, rules)
         told = {
             **asdict(decision),
@@ -104,7 +112,8 @@ def _size(
                 *_drained(demand),
             ],
             drain_vm_ids=decision.drain_vm_ids,
-            again_soon=bool(decision.replace_vm_ids),
+            again_soon=bool(decision.replace_vm_ids) or (due is not None and demand.now < due),
+            short_slots=0 if flex else decision.short_vms * snapshot.slots_per_vm,
             decision=told,
         )
         if born or closed:
@@ -152,6 +161,8 @@ def snapshot_of(
     demand: models.PoolDemand,
     rules: ruling.Ruling | None = None,
     ceiling: Ceiling | None = None,
+    *,
+    shelf_full: bool = False,
 ) -> PoolSnapshot:
     """Return a pool as `remuda.workers.scaling` sees it; `rules` None: those of its row."""
     pool = demand.pool
@@ -204,4 +215,6 @@ def snapshot_of(
         policy_changed=rules.is_new,
         ceiling=ceiling,
         stopped=pool["budget_stop"] or "",
+        shelf_full=shelf_full,
+        short_slots=pool["short_slots"],
     )

@@ -33,11 +33,16 @@ class VmSlots:
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """A limit of slots over several pools, and how many a pool may have more before it is reached."""
+    """A limit of slots over several pools, and how many a pool may have more before it is reached.
+
+    `kept`: from it, for others whose work goes first. `why`: what to say of it instead, if anything.
+    """
 
     name: str
     limit: int
     room: int
+    kept: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class PoolSnapshot:
     own, and `policy_changed` when it was not yet the one of the last decision. `queued_slots`: the
     runnable work that has no slots yet; `demands`: its shapes. `provider_known` False: the provider
     did not answer, or not credibly. `stopped`: why nothing is to be placed or launched, in words.
+    `shelf_full`: it pauses because others have the hosts it shares with them. `short_slots`: what it
+    could not have of its last step because of others, and may have as soon as there is room.
     """
 
     pool_id: int
@@ -69,3 +76,5 @@ class PoolSnapshot:
     policy_changed: bool = False
     ceiling: Ceiling | None = None
     stopped: str = ""
+    shelf_full: bool = False
+    short_slots: int = 0

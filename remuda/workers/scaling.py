@@ -40,7 +40,7 @@ class Decision:
     `step`: its kind, a word of STEPS. `target` and `alive` are slots. `drain_vm_ids`: VMs over the
     maximum that are at work; they take no more and are closed when done. `replace_vm_ids`: idle VMs
     bound to somebody who has no work for them, to be closed so that others can be made. `frozen`:
-    too little was known to decide.
+    too little was known to decide. `short_vms`: what its work needs, and others keep from it.
     """
 
     target: int
@@ -54,6 +54,7 @@ class Decision:
     replace_vm_ids: tuple[int, ...] = ()
     step: str = "steady"
     policy: str = ""
+    short_vms: int = 0
 
 
 STEPS = frozenset(
@@ -84,8 +85,10 @@ def decide(snapshot: PoolSnapshot, now: datetime) -> Decision:
         return size.decision(reason, step="frozen", frozen=True)
     due = due_at(snapshot)
     if due is not None and now < due:
-        wait_s = (due - now).total_seconds()
-        return size.decision(f"no change until the next resize in {wait_s:.1f} s", step="early")
+        if not snapshot.short_slots or size.target <= size.alive:
+            wait_s = (due - now).total_seconds()
+            return size.decision(f"no change until the next resize in {wait_s:.1f} s", step="early")
+        size.step = min(size.step, snapshot.short_slots)  # the rest of the last one
     if size.target > size.alive:
         return _grow(size, snapshot, now)
     if size.target < size.alive:
@@ -181,8 +184,22 @@ class _Size:
 
         What drains still counts against the maximum: it is there, and paid for.
         """
-        own = self.elastic.maximum_total_slots - self.alive - self.draining
+        own = self.own_room
         return own if self.ceiling is None else min(own, self.ceiling.room)
+
+    @property
+    def own_room(self) -> int:
+        """Return how many slots more the pool's own maximum allows."""
+        return self.elastic.maximum_total_slots - self.alive - self.draining
+
+    def short_vms(self, wanted_vms: int, grow_vms: int, slots_per_vm: int) -> int:
+        """Return how many VMs what waits, or its minimum, needs beyond those it can have now.
+
+        At most as many as it is to grow by. What is to be kept idle is no reason to take from others.
+        """
+        floor = -(-(self.elastic.minimum_total_slots - self.alive) // slots_per_vm)
+        needed = min(wanted_vms, max(self.packing.fresh_vms, floor))
+        return max(0, min(needed, self.own_room // slots_per_vm) - grow_vms)
 
     def decision(
         self,
@@ -194,6 +211,7 @@ class _Size:
         drain_vm_ids: tuple[int, ...] = (),
         replace_vm_ids: tuple[int, ...] = (),
         frozen: bool = False,
+        short_vms: int = 0,
     ) -> Decision:
         whose = f"by policy {self.policy}: " if self.policy else ""
         facts = f"{whose}{self.busy} slots busy, {self.inputs['queued']} waited for"
@@ -210,6 +228,7 @@ class _Size:
             replace_vm_ids=replace_vm_ids,
             step=step,
             policy=self.policy,
+            short_vms=short_vms,
         )
 
 
@@ -244,28 +263,39 @@ def _fixed(slots: int) -> ElasticSettings:
 def _grow(size: _Size, snapshot: PoolSnapshot, now: datetime) -> Decision:
     if snapshot.stopped:
         return size.decision("nothing is launched", step="stopped")
-    if snapshot.paused_until is not None and now < snapshot.paused_until:
-        pause_s = (snapshot.paused_until - now).total_seconds()
-        failed = snapshot.launch_failures
-        why = f"after {failed} failed launches" if failed else "as there is nothing to be had"
-        return size.decision(f"no growth for {pause_s:.0f} s {why}", step="paused")
     step = max(
         min(size.target - size.alive, size.step), size.elastic.minimum_total_slots - size.alive
     )
     wanted_vms = -(-step // snapshot.slots_per_vm)
+    if snapshot.paused_until is not None and now < snapshot.paused_until:
+        pause_s = (snapshot.paused_until - now).total_seconds()
+        failed = snapshot.launch_failures
+        why = f"after {failed} failed launches" if failed else "as there is nothing to be had"
+        short = 0
+        if snapshot.shelf_full:
+            short = size.short_vms(wanted_vms, 0, snapshot.slots_per_vm)
+        return size.decision(f"no growth for {pause_s:.0f} s {why}", step="paused", short_vms=short)
     grow_vms = max(0, min(wanted_vms, size.room // snapshot.slots_per_vm))
+    short = size.short_vms(wanted_vms, grow_vms, snapshot.slots_per_vm)
     if grow_vms:
-        return size.decision(f"growing by {grow_vms} VMs", step="grow", grow_vms=grow_vms)
+        return size.decision(
+            f"growing by {grow_vms} VMs", step="grow", grow_vms=grow_vms, short_vms=short
+        )
     replacing = _replace(size, snapshot, now)
     if replacing is not None:
         return replacing
-    why = f"{size.draining} more are draining" if size.draining else "a VM more would be over it"
+    return _at_limit(size, short)
+
+
+def _at_limit(size: _Size, short_vms: int) -> Decision:
+    """Say which limit it is that keeps the pool from growing."""
     ceiling = size.ceiling
     if ceiling is not None and size.room == ceiling.room:
         limit = f"{ceiling.name} of {ceiling.limit} slots over several pools"
-        return size.decision(
-            f"at {limit}, which has room for {max(0, size.room)} more", step="ceiling"
-        )
+        kept = f", {ceiling.kept} kept for others whose work goes first" if ceiling.kept else ""
+        why = ceiling.why or f"{limit}, which has room for {max(0, size.room)} more{kept}"
+        return size.decision(f"at {why}", step="ceiling", short_vms=short_vms)
+    why = f"{size.draining} more are draining" if size.draining else "a VM more would be over it"
     return size.decision(
         f"at the maximum of {size.elastic.maximum_total_slots}, as {why}", step="maximum"
     )

@@ -30,6 +30,7 @@ GOOD: dict[str, Any] = {
     "memory_bytes_per_vm": 1 << 30,
     "gpus_per_vm": 1,
     "isolation": "owner",
+    "scheduling_type": "flex",
     "preparation": ["apt-get", "update"],
     "preparation_timeout_s": 5.0,
     "retry": RetryPolicy(max_retries=2, max_total_retries=9),
@@ -96,7 +97,15 @@ def test_some_can_be_set_until_it_is_submitted_only(bench: Workbench) -> None:
     with bench.client() as client:
         pool = client.create_pool("sim").submit()
         before = client.pool("sim").info()
-        late = [n for n, c in {**columns, "shortname": "shortname"}.items() if c in UNTIL_SUBMITTED]
+        late = [
+            n
+            for n, c in {
+                **columns,
+                "reserved_group": "reserved_group",
+                "shortname": "shortname",
+            }.items()
+            if c in UNTIL_SUBMITTED
+        ]
         assert len(late) > 10
         for name in late:
             value = GOOD.get(name, "label")

@@ -6,6 +6,7 @@ import ast
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,16 @@ class TestShelf:
         remote.call(host_of(sshd.entry()), "release", place=".remuda", timeout_s=10, token="token")
         assert vm.provider.describe([other])[other].state == "running"
         vm.provider.terminate(other)
+
+    def test_a_reserved_host_serves_its_group_alone(self, sshd: Sshd) -> None:
+        mine = replace(SPEC, reserved_group="lab")
+        with pytest.raises(PermanentProviderError, match="no host has"):
+            provider_of(sshd.entry(group="lab")).spawn(SPEC, "1")
+        for group in ("", "other"):
+            with pytest.raises(PermanentProviderError, match="no host of group lab has"):
+                provider_of(sshd.entry(group=group)).spawn(mine, "1")
+        provider = provider_of(sshd.entry(group="lab"))
+        provider.terminate(provider.spawn(mine, "1"))
 
     def test_a_host_that_is_too_small(self, sshd: Sshd) -> None:
         with pytest.raises(PermanentProviderError, match="no host has 2 cores"):

@@ -367,3 +367,38 @@ def test_every_step_is_known(given_: PoolSnapshot) -> None:
     assert found.step in STEPS
     acts = bool(found.grow_vms or found.close_vm_ids or found.drain_vm_ids or found.replace_vm_ids)
     assert acts == (found.step in ("grow", "shrink", "replace"))
+
+
+def wants(slots: int, **more: Any) -> PoolSnapshot:
+    demands = (Demand(count=slots, cores=1, memory_bytes=0, gpus=0),)
+    return pool(elastic(0, 10), queued_slots=slots, demands=demands, **more)
+
+
+def test_what_only_a_limit_over_several_pools_keeps_away_is_told() -> None:
+    assert decide(wants(5, ceiling=Ceiling("the cap", 8, 2)), NOW).short_vms == 3
+    assert decide(wants(5, ceiling=Ceiling("the cap", 8, 5)), NOW).short_vms == 0
+    assert decide(wants(5), NOW).short_vms == 0
+    booting = [vm(n, state="booting") for n in range(3)]
+    decision = decide(replace(wants(5, ceiling=Ceiling("the cap", 8, 0)), vms=tuple(booting)), NOW)
+    assert (decision.step, decision.short_vms) == ("ceiling", 2)
+    # Its own maximum is nobody else's fault; nor is what it would like to have idle.
+    full = replace(wants(5, ceiling=Ceiling("the cap", 8, 0)), elastic=elastic(0, 3))
+    assert decide(full, NOW).short_vms == 3
+    spare = pool(elastic(0, 9, minimum_idle_slots=4), ceiling=Ceiling("the cap", 8, 0))
+    assert decide(spare, NOW).short_vms == 0
+
+
+def test_a_shelf_that_is_full_keeps_it_away_too() -> None:
+    paused: dict[str, Any] = {"paused_until": NOW + timedelta(seconds=9)}
+    assert decide(wants(3, **paused), NOW).short_vms == 0
+    decision = decide(wants(3, shelf_full=True, **paused), NOW)
+    assert (decision.step, decision.short_vms) == ("paused", 3)
+
+
+def test_the_rest_of_a_step_is_taken_as_soon_as_there_is_room() -> None:
+    early: dict[str, Any] = {"last_resize_at": NOW - timedelta(seconds=1)}
+    assert decide(wants(9, **early), NOW).step == "early"
+    assert decide(wants(9, short_slots=2, **early), NOW).grow_vms == 2
+    waits = decide(wants(9, short_slots=2, ceiling=Ceiling("the cap", 8, 1), **early), NOW)
+    assert (waits.grow_vms, waits.short_vms) == (1, 1)
+    assert decide(pool(elastic(0, 9), short_slots=2, **early), NOW).step == "early"

@@ -34,6 +34,7 @@ class VmSpec:
 
     `settings`: the pool's, with those of the offer over them. `offer`: its name, "" without one.
     `max_price`: the most to pay, per hour and in the offer's currency; None: not told.
+    `reserved_group`: the group of hosts to take it from, "": from those of no group.
     """
 
     name: str
@@ -45,6 +46,7 @@ class VmSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
     offer: str = ""
     max_price: float | None = None
+    reserved_group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

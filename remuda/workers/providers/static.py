@@ -232,8 +232,9 @@ def _free_host(spec: VmSpec, token: str, seen: Sequence[_Seen]) -> Host:
     """Return a free host that is big enough; raises when there is none."""
     fits = [s for s in seen if _fits(s.host, spec)]
     if not fits:
+        group = f" of group {spec.reserved_group}" if spec.reserved_group else ""
         raise PermanentProviderError(
-            f"no host has {spec.slots} cores and {spec.memory_bytes or 0} bytes of memory"
+            f"no host{group} has {spec.slots} cores and {spec.memory_bytes or 0} bytes of memory"
         )
     free = [s.host for s in fits if s.fit and s.claim is None and s.error is None]
     if free:  # tokens differ in which they like best, so many at once seldom want the same
@@ -249,6 +250,8 @@ def _free_host(spec: VmSpec, token: str, seen: Sequence[_Seen]) -> Host:
 
 def _fits(host: Host, spec: VmSpec) -> bool:
     room = not host.memory_bytes or (spec.memory_bytes or 0) <= host.memory_bytes
+    if host.group != spec.reserved_group:
+        return False
     return room and (not host.cores or spec.slots <= host.cores)
 
 
