@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -152,13 +153,12 @@ def show(vm: str, as_json: bool) -> None:
             ("taken away at", record["interruption_at"]),
             ("makes room", record["preempted_for"]),
             ("reboot", record["reboot"]),
-            ("cores", record["facts"].get("cores")),
+            ("cores", record["facts"].get("cores") or record["cores"]),
+            ("said to have", _promised(record["facts"].get("promised") or {})),
             ("disk", format_size(record["facts"].get("disk_bytes"))),
             ("preparation", _prepared(record["preparation"])),
             ("memory", format_size(record["memory_bytes"])),
             ("architecture", record["architecture"]),
-            ("image", record["image"]),
-            ("cores", record["cores"]),
             ("load", _load(record["load"])),
             ("up for", format_duration(record["uptime_s"])),
             ("files moved", record["transferred_files"] or None),
@@ -169,6 +169,14 @@ def show(vm: str, as_json: bool) -> None:
             ("gone since", record["halted_at"]),
         ]
     )
+
+
+def _promised(said: Mapping[str, int]) -> str | None:
+    """Say what its provider said that the VM has, if anything."""
+    cores = said.get("cores")
+    words = [cores and f"{cores} core{'s' if cores != 1 else ''}"]
+    words.append(format_size(said.get("memory_bytes")))
+    return ", ".join(word for word in words if word) or None
 
 
 @click.command(

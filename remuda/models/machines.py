@@ -26,7 +26,7 @@ def vm_with_pool(connection: Connection, vm_id: int) -> Mapping[str, Any] | None
     found = rows(
         connection,
         """SELECT v.id, v.name, v.state, v.token, v.provider_id, v.slots, v.memory_bytes, v.pool_id,
-                  v.address, v.image_id, v.offer, v.launch_failures,
+                  v.address, v.facts, v.image_id, v.offer, v.launch_failures,
                   coalesce(v.provider, p.provider) AS provider,
                   p.settings || v.offer_settings AS settings,
                   (SELECT (o ->> 'max_price')::float8 FROM jsonb_array_elements(p.offers) AS o
@@ -95,12 +95,15 @@ def set_place(
     address: Mapping[str, Any],
     private_ip: str | None,
     public_ip: str | None,
+    promised: Mapping[str, int],
 ) -> None:
-    """Record where a VM is that has not run yet."""
+    """Record where a VM is that has not run yet, and what it is said to have."""
     connection.execute(
         text(
             """UPDATE vms SET address = CAST(:address AS jsonb), private_ip = :private,
-                 public_ip = :public WHERE id = :vm
+                 public_ip = :public,
+                 facts = facts || jsonb_build_object('promised', CAST(:promised AS jsonb))
+               WHERE id = :vm
                  AND state IN ('SUBMITTED', 'WAIT_SSH_CONTEXT', 'CONTEXTUALIZING')"""
         ),
         {
@@ -108,6 +111,7 @@ def set_place(
             "address": json.dumps(dict(address)),
             "private": private_ip,
             "public": public_ip,
+            "promised": json.dumps(dict(promised)),
         },
     )
 

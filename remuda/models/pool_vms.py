@@ -50,7 +50,8 @@ def is_member(
 class Arrival:
     """A machine as its provider made it. `price`: None, what its offer says holds.
 
-    `release_hook`: its provider makes it ready between two users.
+    `release_hook`: its provider makes it ready between two users. `cores`, `memory_bytes`: what it says
+    that the machine has, None: nothing.
     """
 
     provider_id: str
@@ -60,6 +61,13 @@ class Arrival:
     public_ip: str | None = None
     price: float | None = None
     release_hook: bool = False
+    cores: int | None = None
+    memory_bytes: int | None = None
+
+    def promised(self) -> dict[str, int]:
+        """Return what the provider says of its size."""
+        told = {"cores": self.cores, "memory_bytes": self.memory_bytes}
+        return {name: size for name, size in told.items() if size is not None}
 
 
 def admit(connection: Connection, pool_id: int, machine: Arrival) -> None:
@@ -109,6 +117,7 @@ def settle(connection: Connection, vm_id: int, machine: Arrival, *, token: str |
         "address": dict(machine.address),
         "private_ip": machine.private_ip,
         "public_ip": machine.public_ip,
+        "facts": {"promised": machine.promised()},
         **({} if machine.price is None else {"price": machine.price}),
     }
     move_vm(connection, vm_id, VmState.SUBMITTED, fields=fields)
@@ -123,6 +132,7 @@ def move_in(connection: Connection, vm_id: int, machine: Arrival, *, token: str)
         address=machine.address,
         private_ip=machine.private_ip,
         public_ip=machine.public_ip,
+        promised=machine.promised(),
     )
 
 

@@ -160,10 +160,12 @@ def _compare(
     measured: Mapping[str, Any],
 ) -> None:
     """Raise NotAsPromised, with what was measured kept, if the machine is less than it should be."""
+    said = row["facts"].get("promised") or {}
     wrong = fitness.shortfall(
         fitness.Promised(
-            slots=row["slots"],
-            memory_bytes=row["memory_bytes_per_vm"],
+            cores=said.get("cores"),
+            memory_bytes=said.get("memory_bytes"),
+            least_memory_bytes=row["memory_bytes_per_vm"],
             architecture=row["architecture"],
             whole=_is_whole(row),
         ),
@@ -207,6 +209,8 @@ def _measured(hello: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any
     facts = {name: hello[name] for name in _FACTS if hello.get(name) is not None}
     if isinstance(row["settings"].get("ssd"), bool):
         facts.setdefault("ssd", row["settings"]["ssd"])
+    if row["facts"].get("promised"):
+        facts["promised"] = row["facts"]["promised"]
     fields: dict[str, Any] = {
         "architecture": architecture_of(hello["architecture"]),
         "gpus": _gpus(hello.get("gpus"), row),

@@ -123,6 +123,8 @@ class VMPool:
             public_ip=vm.public_ip or None,
             price=vm.price if sane else None,
             release_hook=self.provider.has_release,
+            cores=vm.cores,
+            memory_bytes=vm.memory_bytes,
         )
 
     def remove_vm(self, vm_id: str) -> None:

@@ -71,6 +71,51 @@ def test_jobs_run_on_hosts(system: System, two_sshd: list[Sshd], tmp_path: Path)
         assert [living(host.home) for host in two_sshd] == [[], []]
 
 
+def test_a_host_that_has_less_than_its_entry_says_is_an_error(
+    system: System, two_sshd: list[Sshd]
+) -> None:
+    """Its pool says why; slots are no promise: where the entry says nothing they may be any number."""
+    honest, liar = two_sshd
+    with system.client() as client:
+        pools = {
+            name: client.create_pool(
+                name,
+                provider="static",
+                settings={"hosts": [host]},
+                slots_per_vm=slots,
+                instance_count=1,
+            )
+            for name, host, slots in (
+                ("many", honest.entry(), 64),
+                ("liar", liar.entry(cores=4096), 1),
+            )
+        }
+        for pool in pools.values():
+            pool.submit()
+        told = "cores, not the 4096 its provider says"
+        eventually(
+            "the pool says so", lambda: told in str(client.pool("liar").message), timeout_s=60
+        )
+        [vm, *_] = system.query(
+            """SELECT v.*, (SELECT array_agg(e.to_state ORDER BY e.id) FROM events e
+                 WHERE e.kind = 'vm' AND e.subject_id = v.id) AS path
+               FROM vms v JOIN pools p ON p.id = v.pool_id WHERE p.name = 'liar' ORDER BY v.id"""
+        )
+        assert "NotAsPromised" in vm["error"]
+        assert told in vm["error"]
+        assert "ERROR" in vm["path"]
+        assert "RUNNING" not in vm["path"]
+        assert vm["facts"]["promised"] == {"cores": 4096}
+        assert 0 < vm["facts"]["cores"] < 4096
+        jobs = client.submit_array(JobSpec(["sleep", "0.2"]), 64, pool=pools["many"])
+        assert {job.result(timeout_s=60).exit_code for job in jobs} == {0}
+        [one] = client.vms(pool=pools["many"])
+        assert one.slots == 64
+        for pool in pools.values():
+            pool.close()
+            pool.wait_closed(timeout_s=60)
+
+
 def test_wrong_hosts_are_refused_when_the_pool_is_made(system: System) -> None:
     """The message names the key; nothing is made."""
     with system.client() as client:

@@ -96,6 +96,13 @@ class TestHooks:
             "home": f".remuda/{vm_id}",
         }
 
+    def test_it_is_told_how_big_it_is(self, settings: Settings, hooks: dict[str, Any]) -> None:
+        told = {**hooks, "cmd_new": f"{hooks['cmd_new']} >&2; echo address=h; echo cores=4"}
+        provider = get_provider("command", settings, told)
+        vm_id = provider.spawn(spec(), "1")
+        found = provider.describe([vm_id])[vm_id]
+        assert (found.cores, found.memory_bytes) == (4, None)
+
     @pytest.mark.parametrize(
         ("printed", "match"),
         [
@@ -106,6 +113,8 @@ class TestHooks:
             ('{"address": 7}', "'7' for an address"),
             ("999.10.0.1", "'999.10.0.1' for an IP"),
             ("address=10.0.0.1\nprivate_ip=ten", "'ten' for an IP"),
+            ("address=10.0.0.1\ncores=many", "'many' for cores"),
+            ('{"address": "10.0.0.1", "memory_bytes": 0}', "'0' for memory_bytes"),
             ("address=-oProxyCommand=x", "for an address"),
             ("address=h\nhost_key=rsa", "host_key"),
             ("address=h\nhome=../..", "home"),

@@ -19,6 +19,7 @@ from remuda.errors import (
 from remuda.workers.providers import get_provider
 from remuda.workers.providers.ec2 import Ec2Provider
 from remuda.workers.providers.ec2 import clients as ec2_clients
+from remuda.workers.providers.ec2.instances import cores_of
 from tests.contract.ec2_place import (
     IMAGE,
     endpoint,
@@ -54,6 +55,7 @@ class TestLooking:
         fault.hidden.add(vm_id)
         seen = provider.describe([vm_id, other, "i-00000000"])
         assert {key: vm.state for key, vm in seen.items()} == {vm_id: "pending", other: "running"}
+        assert seen[other].cores is None  # moto does not say; EC2 does
         assert {vm.token for vm in provider.list("sim")} == {"token-1", "token-2"}
         assert provider.list("other") == []
         fault.refuse = lambda action, _: (
@@ -112,6 +114,12 @@ class TestLooking:
                 getattr(provider, call)(about)
             with pytest.raises(TransientProviderError, match="does not answer"):
                 getattr(closed, call)(about)
+
+    def test_what_ec2_says_of_cores(self) -> None:
+        """As EC2 itself answers: what the operating system sees are threads."""
+        assert cores_of({"CpuOptions": {"CoreCount": 4, "ThreadsPerCore": 2}}) == 8
+        assert cores_of({"CpuOptions": {}}) is None
+        assert cores_of({}) is None
 
     def test_states(self, provider: Ec2Provider) -> None:
         vm_id = provider.spawn(spec(), "token-1")

@@ -122,6 +122,7 @@ class TestVms(Libvirt):
         vm_id = provider.spawn(spec(name), "tok/../en")
         (vm,) = provider.list("sim")
         assert (vm.provider_id, vm.token, vm.state) == (vm_id, "tok/../en", "running")
+        assert (vm.cores, vm.memory_bytes) == (1, 32 << 20)  # its domain
         assert len(list(libvirtd.store.iterdir())) == 2
 
     def test_vms_of_others_are_none_of_our_business(

@@ -166,6 +166,8 @@ class TestLaunching:
         more = {"sudo": True, "key_name": "ops", "security_groups": ["ssh"], "zones": ["west"]}
         provider.of_pool({**ours, **more}).spawn(spec(), "token-1")
         (server,) = fake.nova.servers.values()
+        [vm] = provider.list("sim")
+        assert (vm.cores, vm.memory_bytes) == (2, 2048 << 20)  # its flavor's
         asked = server["_asked"]
         config = json.loads(base64.b64decode(asked["user_data"]).decode().partition("\n")[2])
         key = read_key(str(key_file)).host_key("token-1")

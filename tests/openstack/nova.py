@@ -14,6 +14,7 @@ from tests.openstack.around import IMAGE, Answer
 
 VERSION = {"version": "2.104", "min_version": "2.1", "id": "v2.1", "status": "CURRENT"}
 FLAVORS = {"2": "m1.small", "huge": "huge"}
+SIZE = {"vcpus": 2, "ram": 2048, "disk": 20, "ephemeral": 0, "swap": 0, "extra_specs": {}}
 QUOTA = 10
 BUILD_S = 0.05
 PAGE = 1000
@@ -122,6 +123,7 @@ class FakeNova:
             "addresses": {},
             "accessIPv4": "",
             "accessIPv6": "",
+            "flavor": {"original_name": FLAVORS[asked["flavorRef"]], **SIZE},
             "_until": time.monotonic() + BUILD_S,
             "_number": len(self.asked),
             "_asked": asked,

@@ -116,14 +116,23 @@ def test_what_a_check_says(command: dict[str, object] | None, told: str | None) 
         (Measured(4, 8 << 30, "x86_64"), None),
         (Measured(4, int(7.3 * (1 << 30)), "x86_64"), None),  # what the kernel keeps
         (Measured(4, 7 << 30, "x86_64"), "bytes of memory, not"),
-        (Measured(3, 8 << 30, "x86_64"), "it has 3 cores for 4 slots"),
+        (Measured(3, 8 << 30, "x86_64"), "it has 3 cores, not the 4 its provider says"),
+        (Measured(9, 3 << 30, "x86_64"), "not the 4294967296 its pool asks"),
         (Measured(4, 8 << 30, "aarch64"), "its architecture is aarch64, not x86_64"),
         (Measured(None, None, "x86_64"), None),
     ],
 )
 def test_less_than_promised(measured: Measured, wrong: str | None) -> None:
-    promised = Promised(slots=4, memory_bytes=8 << 30, architecture="x86_64")
+    promised = Promised(4, 8 << 30, least_memory_bytes=4 << 30, architecture="x86_64")
     found = shortfall(promised, measured)
     assert found is None if wrong is None else wrong in str(found)
-    part = Promised(slots=99, memory_bytes=1 << 50, whole=False)
+    part = Promised(99, 1 << 50, least_memory_bytes=1 << 50, whole=False)
     assert shortfall(part, measured) is None  # others share the machine
+    assert shortfall(Promised(), measured) is None  # nothing is said, slots are no promise
+
+
+def test_of_a_small_machine_its_kernel_keeps_more_than_a_tenth() -> None:
+    """192 MiB told, 100 MiB measured: nothing is wrong with it."""
+    told = Promised(1, 192 << 20)
+    assert shortfall(told, Measured(1, 100 << 20, "x86_64")) is None
+    assert shortfall(told, Measured(1, 63 << 20, "x86_64")) is not None

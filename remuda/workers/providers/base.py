@@ -58,6 +58,8 @@ class VmDescription:
     spot instance that others pay more for. It is told before, but not long: two minutes are usual.
     `price`: for an hour, in the currency of the pool's offers, where the provider knows it: it then
     counts instead of the offer's.
+    `cores`, `memory_bytes`: what whoever makes the machine says that it has, such as its flavor or its
+    entry in a list of hosts; None: nobody says. One that has less is not taken.
     """
 
     provider_id: str
@@ -69,6 +71,8 @@ class VmDescription:
     interruption_at: datetime | None = None
     pool: str = ""
     price: float | None = None
+    cores: int | None = None
+    memory_bytes: int | None = None
 
 
 class Provider(ABC):

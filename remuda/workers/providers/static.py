@@ -73,6 +73,8 @@ class _Seen:
             private_ip=ip,
             token=self.token,
             pool=str(self.claim.get("pool", "")) if self.claim else "",
+            cores=self.host.cores or None,
+            memory_bytes=self.host.memory_bytes or None,
         )
 
 

@@ -14,6 +14,7 @@ from remuda.hosts import host_of
 __all__ = ["names_of", "place_of", "told_by"]
 
 MOST_BYTES = 64 << 10
+MOST_SIZE = 1 << 53
 _LOGIN = (
     "address",
     "port",
@@ -26,6 +27,7 @@ _LOGIN = (
     "cache_bytes",
 )
 _IPS = ("private_ip", "public_ip")
+_SIZES = ("cores", "memory_bytes")
 _PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]{0,99})=(.*)")
 _HOST = re.compile(r"[A-Za-z0-9:.%_-]{1,253}")
 _NUMERIC = re.compile(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.%]*")
@@ -50,6 +52,10 @@ def told_by(printed: str) -> dict[str, Any]:
             host_of({key: told[key] for key in _LOGIN if key in told}, what="it")
         except BadInput as error:
             raise _junk(str(error)) from error
+    for key in _SIZES:
+        size = told.get(key)
+        if size is not None and (type(size) is not int or not 0 < size <= MOST_SIZE):
+            raise _junk(f"{str(size)[:80]!r} for {key}")
     for key in _IPS:
         if told.get(key):
             told[key] = str(_ip(told[key]))
@@ -96,7 +102,7 @@ def _lines(text: str) -> dict[str, Any]:
     pairs = [_PAIR.fullmatch(line) for line in lines]
     if all(pairs):
         told: dict[str, Any] = {pair[1]: pair[2] for pair in pairs if pair}
-        for key in ("port", "cache_bytes"):
+        for key in ("port", "cache_bytes", *_SIZES):
             if key in told and told[key].isdigit():
                 told[key] = int(told[key])
         return told

@@ -231,6 +231,8 @@ class CommandProvider(Provider):
             private_ip=told.get("private_ip"),
             public_ip=told.get("public_ip"),
             token=entry.token,
+            cores=told.get("cores"),
+            memory_bytes=told.get("memory_bytes"),
         )
 
     def _transact(self, work: Callable[[Connection], T]) -> T:

@@ -44,6 +44,13 @@ def ips_of(instance: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return instance.get("PrivateIpAddress") or None, instance.get("PublicIpAddress") or None
 
 
+def cores_of(instance: Mapping[str, Any]) -> int | None:
+    """Return how many cores its operating system sees; None if EC2 does not say."""
+    options = instance.get("CpuOptions") or {}
+    found = int(options.get("CoreCount") or 0) * int(options.get("ThreadsPerCore") or 0)
+    return found or None
+
+
 def oldest(instances: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the instance that was launched first: everybody chooses the same."""
     return min(instances, key=lambda i: (i["LaunchTime"], i["InstanceId"]))

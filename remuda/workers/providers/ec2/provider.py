@@ -28,6 +28,7 @@ from remuda.workers.providers.ec2.asking import ID, by_id, spot_requests, tagged
 from remuda.workers.providers.ec2.clients import Client, client_of
 from remuda.workers.providers.ec2.errors import code_of, told
 from remuda.workers.providers.ec2.instances import (
+    cores_of,
     interruption_of,
     ips_of,
     oldest,
@@ -214,6 +215,7 @@ class Ec2Provider(Provider):
                 interruption_at=interruption_of(
                     instance, requests.get(str(instance.get("SpotInstanceRequestId")))
                 ),
+                cores=cores_of(instance),
             )
         return found
 

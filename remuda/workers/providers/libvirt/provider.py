@@ -158,9 +158,11 @@ def _described(domain: Any, about: About, guests: GuestSettings, key: PoolKey) -
     """Return what is known; a VM is pending until it has an address."""
     if not domain.isActive():
         return VmDescription(about.uuid, "stopped", token=about.token)
-    address, port = None, 22
+    address, port, cores, memory_bytes = None, 22, None, None
     state: VmState = "pending"
     try:
+        _, most_kib, _, cores, _ = domain.info()
+        memory_bytes = int(most_kib) << 10
         if guests.network == "user":
             port = forwarded_port(monitor(domain, "info usernet")) or 0
             address = "127.0.0.1" if port else None
@@ -171,9 +173,19 @@ def _described(domain: Any, about: About, guests: GuestSettings, key: PoolKey) -
             raise
         state = "stopped"
     if address is None:
-        return VmDescription(about.uuid, state, token=about.token)
+        return VmDescription(
+            about.uuid, state, token=about.token, cores=cores, memory_bytes=memory_bytes
+        )
     way = address_of(key, about.token, address, user=guests.user, port=port)
-    return VmDescription(about.uuid, "running", way, private_ip=address, token=about.token)
+    return VmDescription(
+        about.uuid,
+        "running",
+        way,
+        private_ip=address,
+        token=about.token,
+        cores=cores,
+        memory_bytes=memory_bytes,
+    )
 
 
 def _is_ending(domain: Any) -> bool:

@@ -45,6 +45,7 @@ from remuda.workers.providers.openstack.servers import (
     oldest,
     pool_of,
     request,
+    size_of,
     state_of,
     token_of,
 )
@@ -239,6 +240,7 @@ class OpenstackProvider(Provider):
         for server in servers:
             token, state = token_of(server), state_of(server)
             private, public = ips_of(server)
+            cores, memory_bytes = size_of(server)
             if state == "running" and cloud.floating_network and public is None:
                 public = floating.give(client, cloud.floating_network, server.id)
             asked = {"public": public, "private": private, "": public or private}[cloud.address]
@@ -258,6 +260,8 @@ class OpenstackProvider(Provider):
                 private_ip=private,
                 public_ip=public,
                 token=token,
+                cores=cores,
+                memory_bytes=memory_bytes,
             )
         return found
 

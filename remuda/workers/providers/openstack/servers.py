@@ -19,6 +19,7 @@ __all__ = [
     "name_of",
     "oldest",
     "request",
+    "size_of",
     "state_of",
     "token_of",
 ]
@@ -83,6 +84,12 @@ def request(
 def token_of(server: Any) -> str:
     """Return the token of the VM, "" if it is none of ours."""
     return str((server.metadata or {}).get(TOKEN, ""))
+
+
+def size_of(server: Any) -> tuple[int | None, int | None]:
+    """Return the cores and bytes of memory that its flavor has; None where Nova does not say."""
+    flavor = server.flavor
+    return (flavor.vcpus or None, (flavor.ram or 0) << 20 or None) if flavor else (None, None)
 
 
 def pool_of(server: Any) -> str:
