@@ -12,7 +12,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.processes import cpu_s, system_of
+from benchmarks.report import own_system
 from benchmarks.throughput import remuda, timed
 
 LOSS_PERCENT = 5.0
@@ -121,13 +121,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=8)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="remuda-bench-") as name:
-        for variable in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
-            os.environ[variable] = str(Path(name) / variable.lower())
-        try:
-            rates, costs, spent = measure(arguments.jobs, arguments.rounds)
-        finally:
-            subprocess.run([sys.executable, "-m", "remuda", "down", "--now"], check=False)
+    with own_system():
+        rates, costs, spent = measure(arguments.jobs, arguments.rounds)
     medians = {kind: statistics.median(found) for kind, found in rates.items()}
     loss = 100 * (1 - medians["with"] / medians["without"])
     for kind, found in rates.items():

@@ -10,7 +10,6 @@ machine hides.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import threading
@@ -23,6 +22,7 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from benchmarks.processes import cpu_s, system_of
+from benchmarks.report import tell
 from remuda import Client
 from remuda.config import Settings, load_settings
 from remuda.embedded import ensure_server, stop_server
@@ -176,23 +176,13 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=200)
     parser.add_argument("--waiting", type=int, default=100)
     parser.add_argument("--ready", type=int, default=300)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="remuda-leases-") as folder:
         found: dict[str, Any] = measure(
             Path(folder), cycles=options.cycles, waiting=options.waiting, ready=options.ready
         )
-    if options.json:
-        print(json.dumps(found))
-    bad = []
-    for name, value in found.items():
-        limit, more = LIMITS.get(name, (None, True))
-        fine = limit is None or (value >= limit if more else value <= limit)
-        bad += [] if fine else [name]
-        told = "" if limit is None else f"  (limit {limit:g}{'' if fine else ', BROKEN'})"
-        if not options.json:
-            print(f"{name:26} {value:10.2f}{told}")
-    return 1 if bad else 0
+    return tell(found, LIMITS, file=options.json)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,16 @@ submit to last known result; PostgreSQL durable, every transition recorded.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.processes import cpu_s, pss_bytes, system_of
+from benchmarks.report import own_system, tell
 
 LIMITS = {  # name: (limit, whether more is better)
     "remuda / xargs": (0.35, True),
@@ -157,26 +156,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="remuda-bench-") as name:
-        folder = Path(name)
-        for variable in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
-            os.environ[variable] = str(folder / variable.lower())
-        try:
-            found = measure(arguments.jobs, arguments.rounds, folder)
-        finally:
-            subprocess.run([sys.executable, "-m", "remuda", "down", "--now"], check=False)
-    missed = 0
-    for key, value in found.items():
-        limit, more = LIMITS.get(key, (None, True))
-        verdict = ""
-        if limit is not None:
-            good = value >= limit if more else value <= limit
-            missed += not good
-            verdict = f"{'ok' if good else 'MISSED'} ({'>=' if more else '<='} {limit:g})"
-        print(f"{key:22} {value:10.3f}  {verdict}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
-    return 1 if missed else 0
+    with own_system() as folder:
+        found = measure(arguments.jobs, arguments.rounds, folder)
+    return tell(found, LIMITS, file=arguments.json)
 
 
 if __name__ == "__main__":

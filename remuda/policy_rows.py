@@ -12,7 +12,7 @@ from remuda.checks import seconds, shown, text_of, whole
 from remuda.errors import BadInput
 from remuda.policies import DAY_MIN, ElasticSettings, Period, Policy, zone_of
 
-__all__ = ["DAYS", "MAX_PERIODS", "MAX_POLICIES", "policies_of", "policy_row"]
+__all__ = ["DAYS", "MAX_PERIODS", "MAX_POLICIES", "own_size", "policies_of", "policy_row"]
 
 MAX_POLICIES = 20
 MAX_PERIODS = 50
@@ -43,6 +43,20 @@ def policies_of(value: Any) -> tuple[Policy, ...]:
                 hint="the first active one rules; one without periods goes last",
             )
     return policies
+
+
+def own_size(pool: Mapping[str, Any]) -> ElasticSettings | None:
+    """Return how a pool sizes itself where no policy rules; None: it does not. `pool`: its columns."""
+    if not pool["is_elastic"]:
+        return None
+    return ElasticSettings(
+        minimum_total_slots=pool["elastic_minimum_slots"],
+        maximum_total_slots=pool["elastic_maximum_slots"],
+        minimum_idle_slots=pool["elastic_minimum_idle_slots"],
+        minimum_idle_time_seconds=pool["elastic_minimum_idle_time_s"],
+        resize_factor=pool["elastic_resize_factor"],
+        resize_period=pool["elastic_resize_period_s"],
+    )
 
 
 def policy_row(policy: Policy) -> dict[str, Any]:

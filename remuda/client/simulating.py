@@ -11,8 +11,7 @@ from remuda.checks import seconds, whole
 from remuda.client import pool_settings
 from remuda.errors import BadInput
 from remuda.models import trace_source
-from remuda.policies import ElasticSettings
-from remuda.policy_rows import policies_of
+from remuda.policy_rows import own_size, policies_of
 from remuda.traces import Trace, trace_of
 
 if TYPE_CHECKING:
@@ -65,16 +64,6 @@ def model_of(
     checked = pool_settings.checked(changes)
     pool_settings.check_bounds(checked, row)
     pool = {**row, **checked}
-    size = None
-    if pool["is_elastic"]:
-        size = ElasticSettings(
-            minimum_total_slots=pool["elastic_minimum_slots"],
-            maximum_total_slots=pool["elastic_maximum_slots"],
-            minimum_idle_slots=pool["elastic_minimum_idle_slots"],
-            minimum_idle_time_seconds=pool["elastic_minimum_idle_time_s"],
-            resize_factor=pool["elastic_resize_factor"],
-            resize_period=pool["elastic_resize_period_s"],
-        )
     if boot_s is None:
         boot_s = measured_boot_s
     usual_s = _BOOT_S.get(row["provider"], _OTHER_BOOT_S)
@@ -82,7 +71,7 @@ def model_of(
     return PoolModel(
         slots_per_vm=pool["slots_per_vm"],
         memory_bytes_per_vm=pool["memory_bytes_per_vm"],
-        size=size,
+        size=own_size(pool),
         instance_count=pool["instance_count"],
         policies=policies_of(pool["policies"]),
         boot_s=usual_s if boot_s is None else seconds("boot_s", boot_s, most=86_400, zero=True),

@@ -15,7 +15,7 @@ from remuda.models import launches, preempting
 from remuda.models.sizing import note_policy
 from remuda.offers import offers_for
 from remuda.policies import ElasticSettings, Policy, next_change, policy_at
-from remuda.policy_rows import policies_of
+from remuda.policy_rows import own_size, policies_of
 from remuda.shelves import FLEX, shelf_of
 from remuda.workers.ceilings import PoolUse, tightest
 from remuda.workers.pool_snapshot import Ceiling
@@ -47,7 +47,7 @@ def of_pool(pool: Mapping[str, Any], now: datetime) -> Ruling:
     name = policy.name if policy is not None else None
     until = pool["policy_changes_at"]
     is_new = name != pool["policy_name"] or (until is not None and until <= now)
-    size = policy.size if policy is not None else _own_size(pool)
+    size = policy.size if policy is not None else own_size(pool)
     return Ruling(policy, size, is_new, next_change(policies, now))
 
 
@@ -147,16 +147,3 @@ def _tightest(pool_id: int, uses: Sequence[PoolUse], settings: Settings) -> Ceil
 
 def _are_there(settings: Settings) -> bool:
     return settings.max_total_slots is not None or bool(settings.group_max_slots)
-
-
-def _own_size(pool: Mapping[str, Any]) -> ElasticSettings | None:
-    if not pool["is_elastic"]:
-        return None
-    return ElasticSettings(
-        minimum_total_slots=pool["elastic_minimum_slots"],
-        maximum_total_slots=pool["elastic_maximum_slots"],
-        minimum_idle_slots=pool["elastic_minimum_idle_slots"],
-        minimum_idle_time_seconds=pool["elastic_minimum_idle_time_s"],
-        resize_factor=pool["elastic_resize_factor"],
-        resize_period=pool["elastic_resize_period_s"],
-    )
