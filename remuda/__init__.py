@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from remuda.client import (
         Array,
         Client,
+        Explanation,
         Job,
         Lease,
         LeasedVm,
@@ -56,6 +57,7 @@ __all__ = [
     "DataStagingError",
     "DatabaseUnavailable",
     "EmbeddedError",
+    "Explanation",
     "Input",
     "InstanceNotFound",
     "Job",
@@ -91,6 +93,7 @@ _HOMES = {
     "remuda.client": {
         "Array",
         "Client",
+        "Explanation",
         "Job",
         "Lease",
         "LeasedVm",

@@ -82,7 +82,8 @@ class Kept:
 class LeaseSnapshot:
     """What waits and what is there; `pools`: the names of those that are open, by id.
 
-    `kept`: which VM to keep for which request, where that is decided already.
+    `kept`: which VM to keep for which request, where that is decided already. `stopped_owners`,
+    `stopped_pools`: those that get, or give, nothing now, with why: what they may spend is spent.
     """
 
     requests: tuple[Request, ...]
@@ -90,6 +91,8 @@ class LeaseSnapshot:
     pools: Mapping[int, str]
     allowances: Mapping[int, Allowance] = field(default_factory=dict)
     kept: Mapping[int, Kept] | None = None
+    stopped_owners: Mapping[int, str] = field(default_factory=dict)
+    stopped_pools: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,11 @@ class _Match:
             if why:
                 refused[request.id] = why
                 continue
+            stop = self._stopped(request)
+            if stop:
+                reasons[request.id] = f"nothing is leased: {stop}"
+                idle.add(request.id)
+                continue
             shape = (request.pool_ids, request.owner_id, request.sandbox, request.slots)
             # VMs only get fewer: what found none before finds none now.
             if shape not in self._failed:
@@ -217,6 +225,20 @@ class _Match:
                 reasons[request.id] += f"; a VM of {pool} is kept for it until it has room"
         return Matching(tuple(grants), reasons, frozenset(idle), refused, kept)
 
+    def _stopped(self, request: Request) -> str:
+        """Return why nothing is leased to the request now; empty if it may be."""
+        if request.owner_id in self._snapshot.stopped_owners:
+            return self._snapshot.stopped_owners[request.owner_id]
+        if self._giving(request):
+            return ""
+        stopped = self._snapshot.stopped_pools
+        return "; ".join(stopped[pool] for pool in request.pool_ids if pool in stopped)
+
+    def _giving(self, request: Request) -> list[int]:
+        """Return its pools that are open, and not stopped."""
+        stopped = self._snapshot.stopped_pools
+        return [p for p in request.pool_ids if p in self._snapshot.pools and p not in stopped]
+
     def _to_keep(self, request: Request) -> Kept | None:
         """Return the VM that lacks least for a request, if one is to be kept for it."""
         if self._snapshot.kept is not None:
@@ -224,8 +246,8 @@ class _Match:
         if not request.reserves or request.slots == 1:
             return None
         found: list[tuple[int, int, int, Kept]] = []
-        for place, pool_id in enumerate(request.pool_ids):
-            if pool_id not in self._snapshot.pools or any(vm.kept for vm in self._vms[pool_id]):
+        for place, pool_id in enumerate(self._giving(request)):
+            if any(vm.kept for vm in self._vms[pool_id]):
                 continue
             more = self._may_have_more(request, pool_id)
             for vm in self._vms[pool_id]:
@@ -261,9 +283,7 @@ class _Match:
         return ""
 
     def _served(self, request: Request) -> Grant | None:
-        for pool_id in request.pool_ids:
-            if pool_id not in self._snapshot.pools:
-                continue
+        for pool_id in self._giving(request):
             found = self._best(request, pool_id)
             if found is not None:
                 slots = found.take(request)
@@ -318,7 +338,7 @@ class _Match:
 
     def _reason(self, request: Request) -> str:
         """Return why none of the VMs is for the request: the kinds of obstacles, not their numbers."""
-        pools = [pool for pool in request.pool_ids if pool in self._snapshot.pools]
+        pools = self._giving(request)
         names = ", ".join(self._snapshot.pools[pool] for pool in pools)
         allowance = self._snapshot.allowances.get(request.owner_id)
         if allowance is not None and not any(self._may_have_more(request, p) for p in pools):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from remuda.client.arrays import Array
     from remuda.client.client import Client
+    from remuda.client.explaining import Explanation
     from remuda.client.jobs import Job
     from remuda.client.leases import Lease, LeasedVm
     from remuda.client.pools import Pool
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Array",
     "Client",
+    "Explanation",
     "Job",
     "Lease",
     "LeasedVm",
@@ -33,6 +35,7 @@ __all__ = [
 _HOME_OF = {
     "Array": "arrays",
     "Client": "client",
+    "Explanation": "explaining",
     "Job": "jobs",
     "Lease": "leases",
     "LeasedVm": "leases",

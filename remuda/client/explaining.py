@@ -88,7 +88,8 @@ def explain_job(facts: Mapping[str, Any]) -> Explanation:
             "that counts neither as a failure nor as a loss."
         )
         found.append(Reason("history", text))
-    if state == "NEW" and pool["message"]:
+    # That of a pause is told with it, of one pool among several too.
+    if state == "NEW" and pool["message"] and not any(r.kind == "paused" for r in found):
         found.append(Reason("paused", f"The pool says: {pool['message']}"))
     ranked = tuple(sorted(found, key=lambda reason: KINDS.index(reason.kind)))
     if state != "NEW":

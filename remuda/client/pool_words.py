@@ -38,9 +38,11 @@ def explain_pool(pool: Mapping[str, Any]) -> list[str]:
     if pool.get("frozen_reason"):
         said.append(f"It is frozen: {pool['frozen_reason']}")
     if pool["launch_failures"]:
-        said.append(f"{pool['launch_failures']} launches failed in a row: {pool['message']}")
+        since = f", since {_time(pool['paused_at'])}" if pool.get("paused_at") else ""
+        said.append(f"{pool['launch_failures']} launches failed in a row{since}: {pool['message']}")
     elif pool.get("paused_until") is not None and pool["message"]:
-        said.append(f"No VM is asked for until {pool['paused_until']}: {pool['message']}")
+        since = f" since {_time(pool['paused_at'])}," if pool.get("paused_at") else ""
+        said.append(f"No VM is asked for{since} until {pool['paused_until']}: {pool['message']}")
     return said
 
 

@@ -112,11 +112,8 @@ def _in_pool(job: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Reason]:
     if limit is not None:
         return [Reason("never", f"It can never run as things are: {limit}.", blocks=True)]
     found = [*_in_line(job, facts), *_room(job, facts)]
-    if facts["paused_s"]:
-        text = f"Launches failed; the pool tries again in {facts['paused_s']:.0f} s."
-        found.append(Reason("paused", text))
-    elif state == "FAILURE":
-        found.append(Reason("paused", "Launches keep failing; the pool tries again."))
+    if facts["paused_s"] or state == "FAILURE":
+        found.append(Reason("paused", _pause(pool, facts["paused_s"])))
     if pool["frozen_at"] is not None:
         text = (
             f"Pool {name} is frozen since {pool['frozen_at']:%Y-%m-%d %H:%M:%S %Z}: "
@@ -126,6 +123,17 @@ def _in_pool(job: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Reason]:
     if pool["decision"]:
         found.append(Reason("sizing", f"The pool's last decision: {pool['decision']['reason']}"))
     return found
+
+
+def _pause(pool: Mapping[str, Any], left_s: float | None) -> str:
+    """Say since when a pool asks for no VMs, why, and when it does again."""
+    since = pool["paused_at"] or pool["state_changed_at"]
+    failed = pool["launch_failures"]
+    text = f"Pool {pool['name']} asks for no VM since {since:%Y-%m-%d %H:%M:%S %Z}"
+    if failed:
+        text += f", after {'a failed launch' if failed == 1 else f'{failed} failed launches'}"
+    text += f": {pool['message'].rstrip('.')}" if pool["message"] else ""
+    return f"{text}; it asks again in {left_s:.0f} s." if left_s else f"{text}; it asks again now."
 
 
 def _in_line(job: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Reason]:

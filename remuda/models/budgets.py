@@ -160,10 +160,12 @@ def _set_stop(
     connection: Connection, *, pool_id: int | None, owner_id: int | None, reason: str | None
 ) -> None:
     table, subject = ("pools", pool_id) if pool_id is not None else ("owners", owner_id)
-    connection.execute(
+    done = connection.execute(
         text(
             f"""UPDATE {table} SET budget_stop = :reason
                 WHERE id = :id AND budget_stop IS DISTINCT FROM :reason"""
         ),
         {"id": subject, "reason": reason},
     )
+    if done.rowcount:  # who waits is told why, or served
+        connection.execute(text("SELECT pg_notify('remuda_wake', 'lease')"))

@@ -283,14 +283,21 @@ def _snapshot(connection: Connection) -> LeaseSnapshot:
     allowed = allowances(connection, sorted({request.owner_id for request in requests}), pools)
     named = rows(
         connection,
-        f"SELECT p.id, p.name FROM pools p WHERE p.id = ANY(:pools) AND {_OPEN}",
+        f"SELECT p.id, p.name, p.budget_stop FROM pools p WHERE p.id = ANY(:pools) AND {_OPEN}",
         pools=pools,
+    )
+    stopped = rows(
+        connection,
+        "SELECT id, budget_stop FROM owners WHERE id = ANY(:owners) AND budget_stop IS NOT NULL",
+        owners=sorted({request.owner_id for request in requests}),
     )
     return LeaseSnapshot(
         requests=requests,
         vms=rooms(connection, pools),
         pools={row["id"]: row["name"] for row in named},
         allowances=allowed,
+        stopped_owners={row["id"]: row["budget_stop"] for row in stopped},
+        stopped_pools={row["id"]: row["budget_stop"] for row in named if row["budget_stop"]},
     )
 
 

@@ -21,7 +21,12 @@ from remuda.models.vm_life import close_idle
 
 _ACQUIRE = """
     SELECT * FROM remuda_lease_acquire(
-      CAST(:pools AS bigint[]), :owner, :sandbox, CAST(:slots AS int), CAST(:ttl_s AS float8),
+      -- Whose budget is used up gets, or gives, nothing.
+      ARRAY(SELECT p.id FROM pools p WHERE p.id = ANY(CAST(:pools AS bigint[]))
+              AND p.budget_stop IS NULL
+              AND NOT EXISTS (SELECT FROM owners WHERE name = :owner AND budget_stop IS NOT NULL)
+            ORDER BY array_position(CAST(:pools AS bigint[]), p.id)),
+      :owner, :sandbox, CAST(:slots AS int), CAST(:ttl_s AS float8),
       CAST(:token AS uuid), CAST(:task_id AS text), CAST(:build_id AS text),
       CAST(:labels AS jsonb), :holder)
 """

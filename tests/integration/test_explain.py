@@ -147,6 +147,18 @@ def test_a_pool_that_boots_or_is_frozen(bench: Workbench) -> None:
             connection.execute(
                 text("UPDATE pools SET frozen_at = now(), frozen_reason = 'most of it is gone'")
             )
-        [frozen] = [r.text for r in client.why(job).reasons if r.kind == "paused"]
+            connection.execute(
+                text(
+                    """UPDATE pools SET launch_failures = 2, message = 'no such image',
+                         paused_at = '2026-03-01 10:00Z', paused_until = now() + interval '1 min'"""
+                )
+            )
+        paused, frozen = [r.text for r in client.why(job).reasons if r.kind == "paused"]
+        assert paused.startswith(
+            "Pool herd asks for no VM since 2026-03-01 10:00:00 UTC, after 2 failed launches:"
+            " no such image; it asks again in "
+        )
+        said = " ".join(client.pool("herd").explain())
+        assert "2 launches failed in a row, since 2026-03-01 10:00:00Z: no such image" in said
         assert frozen.startswith("Pool herd is frozen since ")
         assert frozen.endswith("most of it is gone.")

@@ -435,3 +435,23 @@ def test_leases_end_with_their_vm(engine: Engine) -> None:
         lease = _held(connection, pool)
         move_vm(connection, vm, VmState.STOPPING)
         assert row(connection, "leases", lease["id"])["ended"] == "gone"
+
+
+@pytest.mark.parametrize("table", ["owners", "pools"])
+def test_a_used_up_budget_holds_leases_back(bench: Workbench, table: str) -> None:
+    def stop(why: str | None) -> None:
+        with bench.engine.begin() as connection:
+            statement = text(f"UPDATE {table} SET budget_stop = :why")
+            connection.execute(statement, {"why": why})
+
+    bench.pool()
+    with bench.client() as client:
+        with client.acquire(pools=["herd"]):  # what is held goes on
+            stop("the budget is used up")
+            for timeout in (None, 0.1):
+                with pytest.raises(NoVmAvailable, match="nothing is leased: the budget is used up"):
+                    client.acquire(pools=["herd"], timeout=timeout)
+            [held] = client.leases()
+            assert held["released_at"] is None
+        stop(None)
+        client.acquire(pools=["herd"]).release()

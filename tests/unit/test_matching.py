@@ -322,3 +322,17 @@ def test_what_is_kept_is_worth_it(snapshot: LeaseSnapshot) -> None:
             for grant in found.grants
             if grant.vm_id == vm.id
         )
+
+
+def test_whose_budget_is_used_up_gets_or_gives_nothing() -> None:
+    vms = [_vm(1), _vm(2, pool_id=B), _vm(3)]
+    found = _of([_request(1), _request(2, owner=2)], vms, stopped_owners={1: "of alice"})
+    assert _given(found) == {2: 1}
+    assert found.reasons == {1: "nothing is leased: of alice"}
+    assert found.idle == {1}  # no VM more would help
+    found = _of([_request(1), _request(2, pool_ids=(A,))], vms, stopped_pools={A: "of pool a"})
+    assert _given(found) == {1: 2}
+    assert found.reasons == {2: "nothing is leased: of pool a"}
+    wide = _request(1, slots=2, reserves=True, pool_ids=(A,))
+    found = _of([wide], [_vm(1, slots=2, used_slots=1)], stopped_pools={A: "of pool a"})
+    assert found.kept == {}

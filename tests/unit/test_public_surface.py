@@ -10,8 +10,8 @@ import remuda.client
 
 SURFACE = """
     ANY_OUTPUT After AlreadyExists Array BadInput Client ConfigError DataStagingError
-    DatabaseUnavailable EmbeddedError Input InstanceNotFound Job JobFailed JobSpec Lease LeasedVm
-    NoResources NoVmAvailable NotFound Output OutputNotAvailable Pool Refused RemudaError Result
+    DatabaseUnavailable EmbeddedError Explanation Input InstanceNotFound Job JobFailed JobSpec Lease
+    LeasedVm NoResources NoVmAvailable NotFound Output OutputNotAvailable Pool Refused RemudaError Result
     RetryPolicy RetryRule Settings StaleHolder UnknownArray UnknownJob UnknownPool UnownedMachine Usage
     VmInfo WaitTimeout load_settings
 """
