@@ -20,6 +20,9 @@ from pydantic_settings import (
 
 from remuda.errors import ConfigError
 
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+EnvValue = Annotated[str, Field(pattern=r"^[^\x00]*$", max_length=65536)]
+
 
 def _xdg(variable: str, fallback: str) -> Path:
     root = os.environ.get(variable, "")
@@ -91,6 +94,9 @@ class Settings(BaseSettings):
     preemption_grace_s: float = Field(
         30.0, ge=0, le=3600, description="what preempted jobs have from TERM to KILL"
     )
+    forced_constants: dict[str, dict[EnvName, EnvValue]] = Field(
+        {}, description="environment that jobs cannot change, by pool; of all pools: *"
+    )
     carbon_file: Path | None = Field(
         None,
         description="power, grids and data centres that CO2 is estimated from; unset: built in",
@@ -107,6 +113,14 @@ class Settings(BaseSettings):
     max_inline_output_bytes: int = Field(65536, ge=0, le=1 << 20)
     output_limit_bytes: int = Field(64 << 20, ge=4096, description="of stdout and stderr each")
 
+    @field_validator("forced_constants")
+    @classmethod
+    def _not_ours(cls, value: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        ours = sorted({name for of in value.values() for name in of if name.startswith("REMUDA_")})
+        if ours:
+            raise ValueError(f"{', '.join(ours)}: variables called REMUDA_... are Remuda's own")
+        return value
+
     @field_validator("data_dir", "state_dir", "secrets_key_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -116,6 +130,10 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether PostgreSQL is the embedded server (no database_url is set)."""
         return self.database_url is None
+
+    def forced_for(self, pool: str) -> dict[str, str]:
+        """Return the environment that jobs of a pool have whatever they and it say."""
+        return {**self.forced_constants.get("*", {}), **self.forced_constants.get(pool, {})}
 
     @property
     def storage(self) -> str:

@@ -16,6 +16,7 @@ _TO_START = """
            j.follow, j.array_index, j.params, j.owner_id, j.pin_cpus, s.command, s.environment,
            s.inputs, s.outputs, s.workdir, s.prologue, s.epilogue, s.join_output,
            s.output_limit_bytes, p.constants, p.id AS pool_id,
+           p.name AS pool_name,
            p.secrets <> '{}' AND p.owner_id = j.owner_id AS gets_secrets,
            coalesce(s.wait_for_resources, p.wait_for_resources)
              AND v.resources_version < p.resources_version AS lacks_resources

@@ -80,7 +80,9 @@ def contextualize(runtime: Runtime, vm_id: int) -> bool:
         result = None
         if row["preparation"]:
             _begin(runtime, vm_id, measured)
-            result = _prepare(channel, row, prepared)
+            result = _prepare(
+                channel, row, prepared, forced=runtime.settings.forced_for(row["pool_name"])
+            )
             if result is None:
                 return False
             if "said" in hello.get("features", ()):
@@ -251,13 +253,17 @@ def _begin(runtime: Runtime, vm_id: int, measured: Mapping[str, Any]) -> None:
 
 
 def _prepare(
-    channel: Channel, row: Mapping[str, Any], prepared: threading.Event
+    channel: Channel,
+    row: Mapping[str, Any],
+    prepared: threading.Event,
+    *,
+    forced: Mapping[str, str],
 ) -> dict[str, Any] | None:
     """Have the command run, once however often it is asked for; None while it runs."""
     command = list(row["preparation"])
     fields = {
         "c": command,
-        "env": {**row["constants"], "REMUDA_POOL": row["pool_name"]},
+        "env": {**row["constants"], **forced, "REMUDA_POOL": row["pool_name"]},
         "timeout": row["preparation_timeout_s"],
         "key": hashlib.sha256(json.dumps(command).encode()).hexdigest()[:32],
     }

@@ -95,20 +95,24 @@ def _check(runtime: Runtime, row: Mapping[str, Any]) -> str | None:
     status = channel.request("status", timeout_s=row["check_timeout_s"])
     command = None
     if row["health_command"]:
-        command = _run_command(channel, row, max(0.1, ends_at - time.monotonic()))
+        forced = runtime.settings.forced_for(row["pool_name"])
+        left_s = max(0.1, ends_at - time.monotonic())
+        command = _run_command(channel, row, {**row["constants"], **forced}, timeout_s=left_s)
     wrong = health.problem(status, min_free_disk_bytes=row["min_free_disk_bytes"], command=command)
     if wrong is None:
         _look_closer(runtime, row)
     return wrong
 
 
-def _run_command(channel: Channel, row: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+def _run_command(
+    channel: Channel, row: Mapping[str, Any], env: Mapping[str, str], *, timeout_s: float
+) -> dict[str, Any]:
     try:
         return channel.request(
             "check",
             timeout_s=timeout_s,
             c=list(row["health_command"]),
-            env={**row["constants"], "REMUDA_POOL": row["pool_name"]},
+            env={**env, "REMUDA_POOL": row["pool_name"]},
             timeout=timeout_s * 0.9,
         )
     except BackendError as error:

@@ -248,12 +248,18 @@ def hand_over(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int]) -> None:
         messages.submit_job(vm_id, there)
     if here:
         backend = runtime.links.backend(vm["backend"])
-        jobs = [start_job(row, secrets) for row in here]
+        jobs = [_start(runtime, row, secrets) for row in here]
         try:
             backend.post_jobs(channel, vm_address(vm), jobs, floor=floor)
         except VmUnreachable as error:
             log.info("VM %d left before its jobs were handed over: %s", vm_id, error)
             messages.submit_job(vm_id, [row["attempt_id"] for row in here])
+
+
+def _start(
+    runtime: Runtime, row: Mapping[str, Any], secrets: Mapping[int, Mapping[str, str]]
+) -> StartJob:
+    return start_job(row, secrets, forced=runtime.settings.forced_for(row["pool_name"]))
 
 
 def _with_secrets(
@@ -293,7 +299,7 @@ def submit_job(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int] | None =
     rows, secrets = _with_secrets(runtime, vm_id, rows)
     channel = runtime.links.get(vm)
     backend = runtime.links.backend(vm["backend"])
-    jobs = [start_job(row, secrets) for row in rows]
+    jobs = [_start(runtime, row, secrets) for row in rows]
     if any(row["lacks_resources"] for row in rows):
         try:
             resources.bring(runtime, vm, channel, backend)

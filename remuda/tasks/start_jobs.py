@@ -13,8 +13,16 @@ def _filled(fill: Callable[[str], str], words: Sequence[str] | None) -> tuple[st
     return None if words is None else tuple(map(fill, words))
 
 
-def start_job(row: Mapping[str, Any], secrets: Mapping[int, Mapping[str, str]]) -> StartJob:
-    """Return an attempt to start, of a row of `starting.to_start`; `secrets`: by pool."""
+def start_job(
+    row: Mapping[str, Any],
+    secrets: Mapping[int, Mapping[str, str]],
+    *,
+    forced: Mapping[str, str] | None = None,
+) -> StartJob:
+    """Return an attempt to start, of a row of `starting.to_start`; `secrets`: by pool.
+
+    `forced`: the part of its environment that who runs the workers has set, which goes before all.
+    """
     index = row["array_index"]
     fill = filler(index, row["params"])
 
@@ -28,6 +36,7 @@ def start_job(row: Mapping[str, Any], secrets: Mapping[int, Mapping[str, str]]) 
             **(secrets[row["pool_id"]] if row["gets_secrets"] else {}),
             **{n: fill(v) if row["params"] else v for n, v in row["environment"].items()},
             **({} if index is None else {"REMUDA_ARRAY_INDEX": str(index)}),
+            **(forced or {}),
         },
         inputs=tuple(
             InputFile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,22 @@ from typing import Any
 import pytest
 
 from remuda import Client, JobSpec
-from tests.system import System, eventually, running_system
+from tests.system import System, eventually
+
+FORCED = {"*": {"PROXY": "all", "LICENCE": "none"}, "quick": {"LICENCE": "its"}}
 
 
 @pytest.fixture
 def system(tmp_path: Path, database_url: str) -> Iterator[System]:
-    """A running system."""
-    with running_system(tmp_path, database_url=database_url) as running:
-        yield running
+    """A running system, whose workers are told of an environment for all jobs."""
+    made = System(tmp_path, database_url=database_url, broker_url="filesystem://")
+    made.environment["REMUDA_FORCED_CONSTANTS"] = json.dumps(FORCED)
+    try:
+        made.start_worker()
+        made.start_beat()
+        yield made
+    finally:
+        made.close()
 
 
 def prepared_pool(client: Client, name: str, script: str, **more: Any) -> None:
@@ -42,27 +51,31 @@ def test_vms_are_prepared_before_they_take_jobs(system: System, tmp_path: Path) 
     marks.mkdir()
     with system.client() as client:
         for name, pause in (("quick", ""), ("slow", "sleep 3;")):
-            script = (
-                f'{pause} echo "$COLOUR of $REMUDA_POOL"; echo hm >&2; mktemp {marks}/{name}.XXXXXX'
-            )
-            prepared_pool(client, name, script, constants={"COLOUR": "red"})
-        look = "ls {marks}/{name}.*; echo $COLOUR"
+            script = f'{pause} echo "$COLOUR of $REMUDA_POOL, $PROXY"; echo hm >&2; '
+                f"mktemp {marks}/{name}.XXXXXX"
+            prepared_pool(client, name, script, constants={"COLOUR": "red", "PROXY": "x"})
+        look = "ls {marks}/{name}.*; echo $COLOUR; echo $PROXY $LICENCE"
+        mine = {"PROXY": "mine", "LICENCE": "mine"}
         jobs = {
-            name: client.submit(JobSpec(look.format(marks=marks, name=name), shell=True), pool=name)
+            name: client.submit(
+                JobSpec(look.format(marks=marks, name=name), shell=True, environment=mine),
+                pool=name,
+            )
             for name in ("quick", "slow")
         }
         for name, job in jobs.items():
-            [mark, colour] = job.result(timeout_s=60).stdout.decode().split()
+            [mark, colour, *forced] = job.result(timeout_s=60).stdout.decode().split()
             assert (Path(mark).parent, colour) == (marks, "red")
+            assert forced == ["all", "its" if name == "quick" else "none"]  # whatever the job says
             [vm] = vms(system, name)
             result = vm["preparation"]
             assert (result["exit_code"], result["timed_out"]) == (0, False)
-            assert f"red of {name}\n" in result["output"]
+            assert f"red of {name}, all\n" in result["output"]
             pool = client.pool(name)
             assert (
                 pool.fresh_stdout(vm["id"])
                 == pool.stdout()
-                == (f"red of {name}\n{mark}\n".encode())
+                == (f"red of {name}, all\n{mark}\n".encode())
             )
             assert (pool.stderr(vm["name"]), pool.fresh_stdout()) == (b"hm\n", b"")
             assert vm["facts"]["cores"] > 0
