@@ -51,8 +51,8 @@ def test_vms_are_prepared_before_they_take_jobs(system: System, tmp_path: Path) 
     marks.mkdir()
     with system.client() as client:
         for name, pause in (("quick", ""), ("slow", "sleep 3;")):
-            script = f'{pause} echo "$COLOUR of $REMUDA_POOL, $PROXY"; echo hm >&2; '
-                f"mktemp {marks}/{name}.XXXXXX"
+            tell = f'{pause} echo "$COLOUR of $REMUDA_POOL, $PROXY"; echo hm >&2; '
+            script = f"{tell}mktemp {marks}/{name}.XXXXXX"
             prepared_pool(client, name, script, constants={"COLOUR": "red", "PROXY": "x"})
         look = "ls {marks}/{name}.*; echo $COLOUR; echo $PROXY $LICENCE"
         mine = {"PROXY": "mine", "LICENCE": "mine"}
