@@ -12,18 +12,20 @@ A package that adds a provider runs this suite on it:
             for vm in provider.list(""):
                 provider.terminate(vm.provider_id)
 
-It must be able to make three VMs; no other VM may be there.
+It must be able to make three VMs; no other VM may be there. Where there can be machines of others,
+override the fixture `canary` too, so that it is seen that they are left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import pytest
 
-from remuda.errors import BadInput
+from remuda.errors import BadInput, PermanentProviderError
 from remuda.testing.place import wait_until
 from remuda.workers.providers.base import DEADLINES_S, Provider, VmDescription, VmSpec
 
@@ -42,6 +44,14 @@ class ProviderContract:
     def provider(self, pool_settings: dict[str, Any]) -> Iterator[Provider]:
         """Give the provider, without VMs, and remove what it has made."""
         raise NotImplementedError("override the fixture `provider`")
+
+    @pytest.fixture
+    def canary(self, provider: Provider) -> tuple[str, Callable[[], object]] | None:
+        """Give a machine that is none of Remuda's: its id, and what tells all that it is.
+
+        None: nobody else has machines there.
+        """
+        return None
 
     def spec(self, name: str = "vm-1", pool: str = "sim", **more: Any) -> VmSpec:
         """Return what VM is wanted."""
@@ -99,8 +109,26 @@ class ProviderContract:
         one = provider.spawn(self.spec("a", "one"), "1")
         two = provider.spawn(self.spec("b", "two"), "2")
         assert [vm.provider_id for vm in provider.list("one")] == [one]
-        assert {vm.provider_id for vm in provider.list("")} == {one, two}
+        # Told, so that those of other installations in the same account are known for such.
+        every = provider.list("")
+        assert {vm.provider_id: vm.pool for vm in every} == {one: "one", two: "two"}
+        assert self.only(provider, two).pool == "two"
         assert provider.list("three") == []
+
+    def test_what_others_have_is_left_alone(
+        self, provider: Provider, canary: tuple[str, Callable[[], object]] | None
+    ) -> None:
+        """It is in no pool, has no token, and stays as it is whatever is asked for."""
+        other, look = canary or ("none-12345678", lambda: None)
+        before = look()
+        kept = provider.spawn(self.spec(), "1")
+        assert [vm.provider_id for vm in provider.list("sim")] == [kept]
+        assert all(not (vm.token or vm.pool) for vm in provider.list("") if vm.provider_id != kept)
+        with suppress(PermanentProviderError):
+            provider.terminate(other)
+        provider.terminate(kept)
+        self.wait_gone(provider, kept)
+        assert look() == before
 
     @pytest.mark.parametrize("vm_id", ["", "none-12345678", "..", "../vms", ".trash-1", "/", "a/b"])
     def test_what_is_unknown_is_gone(self, provider: Provider, vm_id: str) -> None:

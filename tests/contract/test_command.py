@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +20,10 @@ from remuda.errors import (
     VmUnreachable,
 )
 from remuda.hooks import hooks_of
-from remuda.testing import ProviderContract
 from remuda.workers.providers import Provider, get_provider
 from remuda.workers.providers.command.output import names_of, told_by
 from tests.contract.command_place import DELETE, LIST, hooks, seen, settings, spec, yard
+from tests.contract.strays import Canary, Strays
 
 __all__ = [
     "hooks",
@@ -31,7 +32,9 @@ __all__ = [
 ]
 
 
-class TestContract(ProviderContract):
+class TestContract(Strays):
+    kind = "command"
+
     @pytest.fixture
     def pool_settings(self, hooks: dict[str, Any]) -> dict[str, Any]:
         return hooks
@@ -51,6 +54,16 @@ class TestContractWithList(TestContract):
     @pytest.fixture
     def pool_settings(self, hooks: dict[str, Any]) -> dict[str, Any]:
         return {**hooks, "cmd_list": LIST, "cmd_livecheck": "true", "cmd_release": "true"}
+
+    @pytest.fixture
+    def canary(self, provider: Provider, yard: Path) -> Iterator[Canary]:
+        """Give one that is called as another installation, with the same hooks, calls its own."""
+        theirs = yard / "builders-7-0123456789abcd"
+        theirs.mkdir()
+        (theirs / "disk").write_text("precious")
+        yield "somebody-elses", lambda: [path.read_text() for path in yard.glob("*/disk")]
+        (theirs / "disk").unlink()
+        theirs.rmdir()
 
 
 class TestNumbers:
@@ -125,19 +138,23 @@ class TestNothingIsForgotten:
         with engine.begin() as connection:
             connection.execute(text("DELETE FROM command_vms"))
         (yard / "somebody-elses").mkdir()
+        (yard / "vm-1-0123456789abcd").mkdir()  # of another pool, or another installation
         found = {vm.provider_id: vm.token for vm in provider.list("sim")}
-        assert set(found) == {vm_id, "somebody-elses"}
-        assert found["somebody-elses"] == ""  # not ours to end
+        assert set(found) == {vm_id}
         assert len(found[vm_id]) == 36
+        every = {vm.provider_id: (vm.token, vm.pool) for vm in provider.list("")}
+        assert every == dict.fromkeys([vm_id, "somebody-elses", "vm-1-0123456789abcd"], ("", ""))
         assert found[vm_id] == {vm.provider_id: vm.token for vm in provider.list("sim")}[vm_id]
         provider.terminate("somebody-elses")
         provider.terminate(vm_id)
-        assert [path.name for path in yard.iterdir()] == ["somebody-elses"]
+        left = sorted(path.name for path in yard.iterdir())
+        assert left == ["somebody-elses", "vm-1-0123456789abcd"]
 
     def test_ten_thousand_unknown_vms(
         self, settings: Settings, hooks: dict[str, Any], yard: Path
     ) -> None:
-        told = {**hooks, "cmd_list": "seq -f 'x-%012.0f' 10000"}
+        mark = hashlib.sha256(b"sim").hexdigest()[:6]
+        told = {**hooks, "cmd_list": f"seq -f 'x-%08.0f{mark}' 10000"}
         found = get_provider("command", settings, told).list("sim")
         assert len({vm.token for vm in found}) == 10_000
 

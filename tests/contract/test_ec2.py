@@ -18,12 +18,12 @@ from remuda.errors import (
     QuotaExceeded,
     TransientProviderError,
 )
-from remuda.testing import ProviderContract
 from remuda.workers.providers import VmSpec
 from remuda.workers.providers.ec2 import Ec2Provider
 from remuda.workers.providers.ec2 import clients as ec2_clients
 from remuda.workers.providers.firstboot import read_key
 from tests.contract.ec2_place import (
+    IMAGE,
     endpoint,
     fault,
     instances,
@@ -34,6 +34,7 @@ from tests.contract.ec2_place import (
     spec,
     subnets,
 )
+from tests.contract.strays import Canary, Strays
 from tests.ec2 import Ec2Faults
 
 __all__ = [
@@ -46,7 +47,20 @@ __all__ = [
 ]
 
 
-class TestEc2Contract(ProviderContract):
+class TestEc2Contract(Strays):
+    kind = "ec2"
+
+    @pytest.fixture
+    def canary(self, provider: Ec2Provider) -> Canary:
+        made = provider.client.api.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)
+        vm_id = made["Instances"][0]["InstanceId"]
+
+        def look() -> object:
+            found = {i["InstanceId"]: i for i in instances(provider)}
+            return found[vm_id]["State"], found[vm_id].get("Tags")
+
+        return vm_id, look
+
     @pytest.fixture
     def pool_settings(self, ours: dict[str, Any]) -> dict[str, Any]:
         return ours

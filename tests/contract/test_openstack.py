@@ -25,7 +25,7 @@ from remuda.errors import (
     QuotaExceeded,
     TransientProviderError,
 )
-from remuda.testing import ProviderContract, wait_until
+from remuda.testing import wait_until
 from remuda.workers.providers import VmSpec, get_provider
 from remuda.workers.providers.firstboot import read_key
 from remuda.workers.providers.openstack import OpenstackProvider
@@ -41,6 +41,7 @@ from tests.contract.openstack_place import (
     spec,
     url,
 )
+from tests.contract.strays import Canary, Strays
 from tests.openstack.around import IMAGE, NETWORK, clouds_yaml
 from tests.openstack.fake import FakeCloud
 from tests.openstack.nova import QUOTA, fault
@@ -58,7 +59,23 @@ __all__ = [
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 
 
-class TestOpenstackContract(ProviderContract):
+class TestOpenstackContract(Strays):
+    kind = "openstack"
+
+    @pytest.fixture
+    def canary(self, provider: OpenstackProvider) -> Canary:
+        compute = provider.client.api.compute
+        made = compute.create_server(
+            name="canary", flavor_id="2", image_id=IMAGE, networks=[{"uuid": NETWORK}]
+        )
+
+        def look() -> object:
+            server = compute.get_server(made.id)
+            return server.name, server.metadata, server.status
+
+        wait_until(lambda: compute.get_server(made.id).status == "ACTIVE", "it is built")
+        return made.id, look
+
     patience_s = PATIENCE_S
 
     @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -18,11 +19,12 @@ import pytest
 from remuda import kinds
 from remuda.config import Settings
 from remuda.errors import BadInput, PermanentProviderError, TransientProviderError
-from remuda.testing import ProviderContract, world
+from remuda.testing import world
 from remuda.workers import providers
 from remuda.workers.onvm.processes import describe_process, environment, runner_pid, slurp
 from remuda.workers.providers import Provider, VmDescription, VmSpec, get_provider
 from remuda.workers.providers.local import remove_tree
+from tests.contract.strays import Canary, Strays
 from tests.sshd import Sshd, running_sshd
 from tests.unit.vm import wait_dead
 
@@ -65,7 +67,17 @@ def only(provider: Provider, vm_id: str) -> VmDescription:
     return found[vm_id]
 
 
-class TestLocalContract(ProviderContract):
+class TestLocalContract(Strays):
+    kind = "local"
+
+    @pytest.fixture
+    def canary(self, provider: Provider, tmp_path: Path) -> Canary:
+        """Give a folder beside those of VMs."""
+        (tmp_path / "data" / "theirs").mkdir(parents=True)
+        file = tmp_path / "data" / "theirs" / "file"
+        file.write_text("precious")
+        return "../theirs", lambda: (file.read_text(), file.stat().st_mtime_ns)
+
     @pytest.fixture
     def provider(self, tmp_path: Path) -> Iterator[Provider]:
         settings = Settings(data_dir=tmp_path / "data")
@@ -73,7 +85,28 @@ class TestLocalContract(ProviderContract):
             yield made
 
 
-class TestStaticContract(ProviderContract):
+class TestStaticContract(Strays):
+    kind = "static"
+
+    @pytest.fixture
+    def canary(self, provider: Provider, shelf: list[Sshd]) -> Iterator[Canary]:
+        """Give a process and a file of somebody who uses the host too, where Remuda has its own."""
+        home = shelf[0].home
+        file = home / ".remuda" / "theirs"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("precious")
+        process = subprocess.Popen(["sleep", "600"], cwd=home)
+        yield (
+            f"{shelf[0].entry().get('name', 'host')}#0123456789ab",
+            lambda: (
+                file.read_text(),
+                process.poll(),
+            ),
+        )
+        process.kill()
+        process.wait()
+        file.unlink()
+
     @pytest.fixture
     def pool_settings(self, shelf: list[Sshd]) -> dict[str, Any]:
         return {"hosts": [host.entry() for host in shelf]}
@@ -88,7 +121,9 @@ class TestStaticContract(ProviderContract):
             yield made
 
 
-class TestNoopContract(ProviderContract):
+class TestNoopContract(Strays):
+    kind = "noop"
+
     @pytest.fixture
     def pool_settings(self) -> dict[str, Any]:
         return {"provider_faults": {"boot_s": 0.05}}

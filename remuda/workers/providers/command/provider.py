@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -41,7 +42,7 @@ from remuda.workers.providers.command.running import run_hook
 __all__ = ["CommandProvider"]
 
 T = TypeVar("T")
-_OURS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}-[0-9a-f]{12}")
+_OURS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}-[0-9a-f]{14}")
 _SPACE = uuid.UUID("5b0f4f8e-9c1d-4d6f-8f51-6f3f5a1f7d0e")
 _STATES: Mapping[str, VmState] = {"making": "pending", "made": "running", "deleting": "stopped"}
 _MARGIN_S = 60.0  # of a call beyond its hooks: killing them, waiting for another's
@@ -84,7 +85,7 @@ class CommandProvider(Provider):
         if self._hooks is None:
             return self.of_pool(spec.settings).spawn(spec, token)
         counters = self._hooks.counters
-        name = _name_of(spec.name, token)
+        name = _name_of(spec.name, token, spec.pool)
         entry = self._transact(
             lambda c: book.enter(c, name, token=token, pool=spec.pool, counters=counters)
         )
@@ -110,8 +111,9 @@ class CommandProvider(Provider):
     def list(self, tag: str) -> builtins.list[VmDescription]:
         """Return those in the book, and what `cmd_list` names besides.
 
-        A name that Remuda gave once, and no longer knows, is that of an orphan: it has a token of its
-        own, that is nobody's. Any other has none, it is not ours to end.
+        A name that Remuda gave once to a VM of the pool, and no longer knows, is that of an orphan: it
+        has a token of its own, that is nobody's. Any other is not the pool's: it is told when all are
+        asked for, without a token, as it is not ours to end.
         """
         entries = self._transact(lambda c: book.find(c, pool=tag or None))
         found = [self._described(entry) for entry in entries]
@@ -119,7 +121,10 @@ class CommandProvider(Provider):
             return found
         names = self._names(tag)
         known = {e.provider_id for e in self._transact(lambda c: book.find(c, provider_ids=names))}
-        return found + [_stray(name) for name in names if name not in known]
+        left = [name for name in names if name not in known]
+        if not tag:
+            return found + [_stray(name) for name in left]
+        return found + [_orphaned(name, tag) for name in left if _is_of(name, tag)]
 
     def terminate(self, provider_id: str) -> None:
         """Run `cmd_delete` until it succeeds, and `cmd_list`, if there is one, names it no more."""
@@ -231,6 +236,7 @@ class CommandProvider(Provider):
             private_ip=told.get("private_ip"),
             public_ip=told.get("public_ip"),
             token=entry.token,
+            pool=entry.pool,
             cores=told.get("cores"),
             memory_bytes=told.get("memory_bytes"),
         )
@@ -257,14 +263,26 @@ def _engine(settings: Settings) -> Engine:
         return _engines[key]
 
 
-def _name_of(name: str, token: str) -> str:
+def _name_of(name: str, token: str, pool: str) -> str:
     stem = re.sub(r"[^A-Za-z0-9_-]", "-", name).lstrip("-")[:64] or "vm"
-    return f"{stem}-{hashlib.sha256(token.encode()).hexdigest()[:12]}"
+    return f"{stem}-{_digest(token)[:8]}{_digest(pool)[:6]}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_of(name: str, pool: str) -> bool:
+    """Return whether a name is one that Remuda gives to VMs of the pool."""
+    return bool(_OURS.fullmatch(name)) and name.endswith(_digest(pool)[:6])
+
+
+def _orphaned(name: str, pool: str) -> VmDescription:
+    return replace(_stray(name), token=str(uuid.uuid5(_SPACE, name)), pool=pool)
 
 
 def _stray(name: str) -> VmDescription:
-    token = str(uuid.uuid5(_SPACE, name)) if _OURS.fullmatch(name) else ""
-    return VmDescription(name, "running", address={"name": name}, token=token)
+    return VmDescription(name, "running", address={"name": name})
 
 
 def _orphan(name: str) -> book.Entry:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from remuda.workers.providers.base import VmState
-from remuda.workers.providers.ec2.launch import TOKEN
+from remuda.workers.providers.ec2.launch import POOL, TOKEN
 
 __all__ = ["interruption_of", "ips_of", "oldest", "state_of", "token_of"]
 
@@ -30,8 +30,17 @@ _WHEN = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) GMT\)")
 
 def token_of(instance: Mapping[str, Any]) -> str:
     """Return the token of the VM, "" if it is none of ours."""
+    return _tag(instance, TOKEN)
+
+
+def pool_of(instance: Mapping[str, Any]) -> str:
+    """Return the pool of the VM, "" if it is none of ours."""
+    return _tag(instance, POOL)
+
+
+def _tag(instance: Mapping[str, Any], key: str) -> str:
     tags = instance.get("Tags") or ()
-    return next((str(tag["Value"]) for tag in tags if tag["Key"] == TOKEN), "")
+    return next((str(tag["Value"]) for tag in tags if tag["Key"] == key), "")
 
 
 def state_of(instance: Mapping[str, Any]) -> VmState:

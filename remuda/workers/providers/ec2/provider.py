@@ -32,6 +32,7 @@ from remuda.workers.providers.ec2.instances import (
     interruption_of,
     ips_of,
     oldest,
+    pool_of,
     state_of,
     token_of,
 )
@@ -94,9 +95,9 @@ class Ec2Provider(Provider):
         wanted = dict.fromkeys(vm_id for vm_id in ids if ID.fullmatch(vm_id))
         client = self.client
         found = self._described(client, by_id(client, builtins.list(wanted)))
-        for vm_id, (_, token) in client.new().items():
+        for vm_id, (pool, token) in client.new().items():
             if vm_id in wanted and vm_id not in found:
-                found[vm_id] = VmDescription(vm_id, "pending", token=token)
+                found[vm_id] = VmDescription(vm_id, "pending", token=token, pool=pool)
         return found
 
     def list(self, tag: str) -> builtins.list[VmDescription]:
@@ -105,7 +106,7 @@ class Ec2Provider(Provider):
         found = self._described(client, tagged(client, POOL, tag))
         for vm_id, (pool, token) in client.new().items():
             if vm_id not in found and tag in ("", pool):
-                found[vm_id] = VmDescription(vm_id, "pending", token=token)
+                found[vm_id] = VmDescription(vm_id, "pending", token=token, pool=pool)
         return [vm for vm in found.values() if vm.state != "gone"]
 
     def terminate(self, provider_id: str) -> None:
@@ -215,6 +216,7 @@ class Ec2Provider(Provider):
                 interruption_at=interruption_of(
                     instance, requests.get(str(instance.get("SpotInstanceRequestId")))
                 ),
+                pool=pool_of(instance),
                 cores=cores_of(instance),
             )
         return found

@@ -11,12 +11,13 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from remuda.config import Settings
 from remuda.errors import BadInput, ImageError, PermanentProviderError
 from remuda.guests import GuestSettings, guests_of
-from remuda.workers.providers.base import Provider, VmDescription, VmSpec, VmState
+from remuda.workers.providers.base import Provider, VmDescription, VmSpec
 from remuda.workers.providers.firstboot import PoolKey, address_of, read_key, user_data
 from remuda.workers.providers.libvirt.hypervisor import (
     hypervisor,
@@ -156,13 +157,13 @@ def _about(domain: Any) -> About | None:
 
 def _described(domain: Any, about: About, guests: GuestSettings, key: PoolKey) -> VmDescription:
     """Return what is known; a VM is pending until it has an address."""
+    whose = VmDescription(about.uuid, "pending", token=about.token, pool=about.pool)
     if not domain.isActive():
-        return VmDescription(about.uuid, "stopped", token=about.token)
-    address, port, cores, memory_bytes = None, 22, None, None
-    state: VmState = "pending"
+        return replace(whose, state="stopped")
+    address, port = None, 22
     try:
         _, most_kib, _, cores, _ = domain.info()
-        memory_bytes = int(most_kib) << 10
+        whose = replace(whose, cores=cores, memory_bytes=int(most_kib) << 10)
         if guests.network == "user":
             port = forwarded_port(monitor(domain, "info usernet")) or 0
             address = "127.0.0.1" if port else None
@@ -171,21 +172,11 @@ def _described(domain: Any, about: About, guests: GuestSettings, key: PoolKey) -
     except libvirt().libvirtError:
         if not _is_ending(domain):
             raise
-        state = "stopped"
+        return replace(whose, state="stopped")
     if address is None:
-        return VmDescription(
-            about.uuid, state, token=about.token, cores=cores, memory_bytes=memory_bytes
-        )
+        return whose
     way = address_of(key, about.token, address, user=guests.user, port=port)
-    return VmDescription(
-        about.uuid,
-        "running",
-        way,
-        private_ip=address,
-        token=about.token,
-        cores=cores,
-        memory_bytes=memory_bytes,
-    )
+    return replace(whose, state="running", address=way, private_ip=address)
 
 
 def _is_ending(domain: Any) -> bool:

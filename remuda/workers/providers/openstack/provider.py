@@ -260,6 +260,7 @@ class OpenstackProvider(Provider):
                 private_ip=private,
                 public_ip=public,
                 token=token,
+                pool=pool_of(server),
                 cores=cores,
                 memory_bytes=memory_bytes,
             )
