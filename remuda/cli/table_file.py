@@ -50,5 +50,4 @@ class TableFile(_ParamType):
         except OSError as error:
             self.fail(f"{value[:_SHOWN]}: {error.strerror}", param, ctx)
         except (BadInput, ValueError) as error:
-            hint = f" ({error.hint})" if isinstance(error, BadInput) and error.hint else ""
-            self.fail(f"{value[:_SHOWN]}: {error}{hint}", param, ctx)
+            self.fail(f"{value[:_SHOWN]}: {error}", param, ctx)

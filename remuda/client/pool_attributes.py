@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from remuda.checks import seconds, shown
 from remuda.client import pool_settings
 from remuda.errors import BadInput
 from remuda.models import profiles, secrets
@@ -78,12 +79,12 @@ class PoolAttributes(ABC):
     """The settings of `remuda.client.Pool`; docs/pools.md tells until when each can be set."""
 
     # All there is of a pool's handle: a misspelt setting is refused as any unknown attribute.
-    __slots__ = ("__weakref__", "_context", "_edits", "_read_at", "_row", "auto_update", "id",
-                 "update_cache_time")  # fmt: skip
+    __slots__ = ("__weakref__", "_auto_update", "_cache_s", "_context", "_edits", "_read_at", "_row",
+                 "id")  # fmt: skip
 
     id: int
-    auto_update: bool
-    update_cache_time: float
+    _auto_update: bool
+    _cache_s: float
     _context: Context
     _edits: dict[str, Any]
     _read_at: float
@@ -97,6 +98,26 @@ class PoolAttributes(ABC):
         """Raise SetTooLate unless `what`, settable until submit, can be set still."""
         if self._get("state") != PoolState.UNSUBMITTED:
             raise too_late(self.name, self._get("state"), [what])
+
+    @property
+    def auto_update(self) -> bool:
+        """Whether what it tells is read anew when it is old; False: only by `update`."""
+        return self._auto_update
+
+    @auto_update.setter
+    def auto_update(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise BadInput(f"auto_update must be True or False, not {shown(value)}")
+        self._auto_update = value
+
+    @property
+    def update_cache_time(self) -> float:
+        """How old what it tells may be, in seconds."""
+        return self._cache_s
+
+    @update_cache_time.setter
+    def update_cache_time(self, value: float) -> None:
+        self._cache_s = seconds("update_cache_time", value, most=31_536_000, zero=True)
 
     name = Setting("name", str, "What it is called; until it is submitted.")
     _shortname: Setting[str | None] = Setting("shortname", _same, "See `shortname`.")

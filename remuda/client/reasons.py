@@ -133,7 +133,9 @@ def _pause(pool: Mapping[str, Any], left_s: float | None) -> str:
     if failed:
         text += f", after {'a failed launch' if failed == 1 else f'{failed} failed launches'}"
     text += f": {pool['message'].rstrip('.')}" if pool["message"] else ""
-    return f"{text}; it asks again in {left_s:.0f} s." if left_s else f"{text}; it asks again now."
+    return (
+        f"{text}; it tries again in {left_s:.0f} s." if left_s else f"{text}; it tries again now."
+    )
 
 
 def _in_line(job: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Reason]:

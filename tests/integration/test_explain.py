@@ -156,7 +156,7 @@ def test_a_pool_that_boots_or_is_frozen(bench: Workbench) -> None:
         paused, frozen = [r.text for r in client.why(job).reasons if r.kind == "paused"]
         assert paused.startswith(
             "Pool herd asks for no VM since 2026-03-01 10:00:00 UTC, after 2 failed launches:"
-            " no such image; it asks again in "
+            " no such image; it tries again in "
         )
         said = " ".join(client.pool("herd").explain())
         assert "2 launches failed in a row, since 2026-03-01 10:00:00Z: no such image" in said

@@ -230,6 +230,13 @@ def test_nothing_is_read_anew_without_auto_update(bench: Workbench) -> None:
     with bench.client() as client:
         pool, same = client.pool("herd"), client.pool("herd")
         same.set(tags=["new"])
+        for name, wrong in (
+            ("update_cache_time", "x"),
+            ("update_cache_time", -1),
+            ("auto_update", 1),
+        ):
+            with pytest.raises(BadInput, match=name):
+                setattr(pool, name, wrong)
         pool.update_cache_time, pool.auto_update = 0, False
         assert pool.tags == []
         assert pool.update().tags == ["new"]
