@@ -17,6 +17,7 @@ class Cutting:
         self.up = self.down = self.cuts = 0
         self._up_left = self._down_left = -1
         self._hushed = False
+        self.asked = False  # whether something was said to the server last, not by it
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -30,9 +31,9 @@ class Cutting:
             self._up_left, self._down_left = up_after, down_after
 
     def hush(self) -> None:
-        """Let nothing that the server says through any more; `up` counts what is said to it."""
+        """Let nothing that the server says through any more."""
         with self._lock:
-            self.up, self._hushed = 0, True
+            self._hushed = True
 
     def __enter__(self) -> Cutting:
         return self
@@ -68,11 +69,20 @@ class Cutting:
                 if self._counted(way, len(data)):
                     self._break()
                     return
-                if way == "up" or not self._hushed:
+                if self._passes(way):
                     target.sendall(data)
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+    def _passes(self, way: str) -> bool:
+        """Return whether what is said on that way is handed on."""
+        with self._lock:
+            if way == "up":
+                self.asked = True
+            elif not self._hushed:
+                self.asked = False
+            return way == "up" or not self._hushed
 
     def _counted(self, way: str, size: int) -> bool:
         """Count; True if this is where it breaks."""

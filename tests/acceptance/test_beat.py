@@ -26,7 +26,7 @@ def test_it_ends_while_it_waits_for_the_broker(
             system.start_beat()
             eventually("it sends", lambda: line.up > 2000)
             line.hush()
-            eventually("it waits for an answer", lambda: line.up > 0)
+            eventually("it waits for an answer", lambda: line.asked)
             assert system.stop("beat") < 5
         finally:
             system.close()

@@ -156,6 +156,14 @@ def submit(client: Client, marks: Path, folder: Path) -> tuple[list[Job], list[J
     return [*jobs, *slow], slow
 
 
+def one_call(job: Job, what: str) -> bool:
+    """Signal the job, or look into it; return whether that went well."""
+    if what == "peek":
+        return job.peek("stdout") == b"up\n"
+    job.send_signal("URG")  # which nobody minds
+    return True
+
+
 @contextlib.contextmanager
 def calling(system: System, slow: list[Job]) -> Iterator[Counter[str]]:
     """Look into running jobs and signal them all the while; count what came of it."""
@@ -165,17 +173,15 @@ def calling(system: System, slow: list[Job]) -> Iterator[Counter[str]]:
     def call() -> None:
         with system.client() as client:
             while not stop.wait(0.1):
-                try:
-                    running = [row["job_id"] for row in system.query(RUNNING)]
-                    if free := [each for each in running if each not in left_alone]:
-                        job = client.job(random.choice(free))
-                        seen["peek"] += job.peek("stdout") == b"up\n"
-                        job.send_signal("URG")  # which nobody minds
-                        seen["signal"] += 1
-                except RemudaError as error:
-                    seen[type(error).__name__] += 1
-                except Exception as error:  # the connection that `query` had was cut, too
-                    seen[f"other: {type(error).__name__}"] += 1
+                for what in ("signal", "peek"):  # the first is refused when the job has ended
+                    try:
+                        running = [row["job_id"] for row in system.query(RUNNING)]
+                        if free := [each for each in running if each not in left_alone]:
+                            seen[what] += one_call(client.job(random.choice(free)), what)
+                    except RemudaError as error:
+                        seen[type(error).__name__] += 1
+                    except Exception as error:  # the connection that `query` had was cut, too
+                        seen[f"other: {type(error).__name__}"] += 1
 
     thread = threading.Thread(target=call)
     thread.start()
