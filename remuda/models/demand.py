@@ -14,9 +14,9 @@ from sqlalchemy import Connection
 
 from remuda.constraints import Hardware, hardware_of, unmet
 from remuda.models import quotas
+from remuda.models.array_limits import array_rooms
 from remuda.models.base import sql_list
 from remuda.models.database import rows
-from remuda.models.dispatch import array_rooms
 from remuda.models.jobs import READY
 from remuda.models.states import OPEN_POOL, PoolState
 

@@ -1,9 +1,10 @@
 """What the dispatcher sees and what it does: a snapshot under locks, and its application.
 
-Both run in one transaction. The row locks of the VMs protect their slots (no one else places on,
-drains or closes them meanwhile); those of the jobs protect their one live attempt. SKIP LOCKED
-lets several dispatchers share the work; whatever one skips, the other has in hand. The rows of arrays
-with a limit are locked before all else, and waited for: who holds one alone places jobs of it.
+Both run in one transaction. Dispatchers share the work by pools, of which each is in the hand of one
+(an advisory lock). The row locks of the VMs protect their slots (no one else places on, drains or
+closes them meanwhile). Quotas and arrays with a limit are locked where their jobs could be placed, and
+only then: who holds one alone places jobs under it. Jobs are looked at as they are; those that are
+chosen are locked, if they still wait. Whatever SKIP LOCKED skips, another has in hand.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from remuda.constraints import hardware_of
 from remuda.fairness import FairShares
-from remuda.models import quotas
 from remuda.models.base import sql_list
 from remuda.models.database import rows
+from remuda.models.free_vms import lock_vms
 from remuda.models.jobs import READY
 from remuda.models.quotas import QuotaRoom
-from remuda.models.rooms import TAKES_LONG, VmRoom
-from remuda.models.states import NO_BACKEND, OPEN_POOL
+from remuda.models.rooms import VmRoom
+from remuda.models.states import OPEN_POOL
 from remuda.models.waiting import WaitingJob, WaitingJobs
 
 Release = tuple[float | None, int, int, int]
@@ -38,6 +38,8 @@ class Snapshot:
     many more slots owners may have. `cut`: the (pool, owner) of which there may be more jobs, which
     come after those that are here (pool 0: of jobs that may go to several). `releases`: of VMs with
     jobs that wait for room, (seconds until it ends if known, slots, memory, GPUs) of each attempt.
+    `skipped_free`, `skipped_ahead`: jobs that could have free slots, or be placed ahead, were left to
+    others, who just place jobs under the same quota or of the same array.
     """
 
     now: datetime
@@ -48,6 +50,8 @@ class Snapshot:
     shares: FairShares = field(default_factory=FairShares)
     cut: frozenset[tuple[int, int]] = frozenset()
     releases: Mapping[int, Sequence[Release]] = field(default_factory=dict)
+    skipped_free: bool = False
+    skipped_ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,48 +86,6 @@ _NOW = text("""
            set_config('plan_cache_mode', 'force_generic_plan', true)
 """)
 
-_LOCK_ARRAYS = """
-    SELECT id, max_running FROM arrays WHERE max_running IS NOT NULL AND ended < size
-    ORDER BY id FOR NO KEY UPDATE
-"""
-
-_ON_MACHINES = """
-    SELECT j.array_id, count(*) AS count FROM attempts a JOIN jobs j ON j.id = a.job_id
-    WHERE a.state IN ('PLACED', 'STARTED') AND j.array_id = ANY(:arrays) GROUP BY 1
-"""
-
-# What is kept for a lease takes no jobs.
-_LOCK_VMS = f"""
-    SELECT v.id, v.pool_id, v.slots, v.memory_bytes, v.gpus, v.architecture, v.facts, p.isolation,
-           v.bound_owner_id, v.bound_sandbox, p.max_jobs_per_vm
-    FROM vms v JOIN pools p ON p.id = v.pool_id
-    WHERE v.state = 'RUNNING' AND NOT v.draining AND v.release_due_at IS NULL
-      AND p.backend <> '{NO_BACKEND}'
-      AND v.pool_id = ANY(:pools) AND NOT EXISTS (
-        SELECT FROM lease_requests q WHERE q.vm_id = v.id AND q.lease_id IS NULL AND NOT q.refused
-          AND q.expires_at > now())
-    ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED
-"""
-
-_USED = f"""
-    SELECT vm_id, sum(cores)::int AS slots, sum(coalesce(memory_bytes, 0))::bigint AS memory_bytes,
-           coalesce(sum(cores * coalesce(expected_wall_s, 3600)) FILTER (WHERE state = 'PLACED'), 0)
-             ::float8 AS backlog_s,
-           count(*) FILTER (WHERE state = 'PLACED') AS backlog, sum(gpus)::int AS gpus,
-           coalesce(sum(cores) FILTER (WHERE {TAKES_LONG}), 0)::int AS kept,
-           coalesce(sum(memory_bytes) FILTER (WHERE {TAKES_LONG}), 0)::bigint AS kept_memory
-    FROM attempts WHERE vm_id = ANY(:vms) AND state IN ('PLACED', 'STARTED') GROUP BY vm_id
-    UNION ALL
-    SELECT vm_id, sum(slots)::int, 0, 0, 0, 0, sum(slots)::int, 0 FROM leases
-    WHERE vm_id = ANY(:vms) AND NOT for_jobs AND released_at IS NULL GROUP BY vm_id
-"""
-
-# What was recalled before it started does not count.
-_HAD = """
-    SELECT vm_id, count(*) AS count FROM attempts
-    WHERE vm_id = ANY(:vms) AND (state <> 'CANCELLED' OR started_at IS NOT NULL) GROUP BY vm_id
-"""
-
 _USED_UP = text("""
     UPDATE vms SET draining = true FROM pools p
     WHERE vms.id = ANY(:vms) AND p.id = vms.pool_id AND p.max_jobs_per_vm <= (
@@ -148,6 +110,13 @@ _LEASES = text("""
     FROM unnest(CAST(:vms AS bigint[]), CAST(:owners AS bigint[])) AS r(vm_id, owner_id)
     JOIN vms v ON v.id = r.vm_id
     ON CONFLICT (vm_id, owner_id) WHERE for_jobs AND released_at IS NULL DO NOTHING
+""")
+
+# No other dispatcher can have them in hand, but for those that may go to several pools; they may have
+# been cancelled, held or ended.
+_CLAIM = text(f"""
+    SELECT j.id FROM jobs j WHERE j.id = ANY(:jobs) AND CASE WHEN {READY} THEN true ELSE false END
+    FOR NO KEY UPDATE OF j SKIP LOCKED
 """)
 
 _APPLY = text("""
@@ -208,40 +177,40 @@ def take_snapshot(
     reserve_after_s: float = math.inf,
     wait: bool = True,
 ) -> Snapshot:
-    """Lock the VMs that could take work and up to `most` jobs a pool and owner, and return both.
+    """Lock the VMs that could take work; return them and up to `most` jobs a pool and owner.
 
     Only of `pools`, if given: all that jobs wait for who may go to one of them. Of the jobs only
     those that fit somewhere: into free slots, or in a queue of up to `max_ahead` if they are known to
     take at most `horizon_s` seconds; and that are not late. Others that have waited for longer than
-    `reserve_after_s` seconds, and would fit a VM, are here too, not locked. Unless told to `wait`,
-    jobs under quotas that another dispatcher holds are left to it.
+    `reserve_after_s` seconds, and would fit a VM, are here too. Unless told to `wait`, jobs under
+    quotas and of arrays that another dispatcher holds are left to it.
     """
     wanted = waiting_pools(connection) if pools is None else pools
     now, limited, *_ = connection.execute(_NOW).one()
-    array_room = _lock_arrays(connection)
-    quota = quotas.lock(connection, wanted, wait=wait) if limited else QuotaRoom()
-    vms = _lock_vms(connection, wanted, horizon_s=horizon_s)
+    vms = lock_vms(connection, wanted, horizon_s=horizon_s)
     waiting = WaitingJobs(
         connection,
         vms,
-        array_room=array_room,
-        quota=quota,
+        limited=limited,
+        wait=wait,
         half_life_s=half_life_s,
         max_ahead=max_ahead,
         horizon_s=horizon_s,
         reserve_after_s=reserve_after_s,
         most=most,
-    ).lock()
+    ).find()
     found = [job for job in waiting.jobs if job.reserves]
     return Snapshot(
         now,
         waiting.jobs,
         vms,
-        array_room,
-        quota,
+        waiting.array_room,
+        waiting.quota,
         waiting.shares,
         waiting.cut,
         _releases(connection, vms) if found else {},
+        waiting.skipped_free,
+        waiting.skipped_ahead,
     )
 
 
@@ -253,77 +222,17 @@ def _releases(connection: Connection, vms: Sequence[VmRoom]) -> dict[int, list[R
     return found
 
 
-def array_rooms(connection: Connection, limits: Mapping[int, int]) -> dict[int, int]:
-    """Return how many more jobs of each array may be on machines, given its limit."""
-    if not limits:
-        return {}
-    there = {
-        row["array_id"]: row["count"] for row in rows(connection, _ON_MACHINES, arrays=list(limits))
-    }
-    return {array: limit - there.get(array, 0) for array, limit in limits.items()}
-
-
-def _lock_arrays(connection: Connection) -> dict[int, int]:
-    # Two statements: the count sees what the last holder of the locks placed.
-    found = rows(connection, _LOCK_ARRAYS)
-    return array_rooms(connection, {row["id"]: row["max_running"] for row in found})
-
-
-def _lock_vms(
-    connection: Connection, pools: Sequence[int], *, horizon_s: float
-) -> tuple[VmRoom, ...]:
-    found = rows(connection, _LOCK_VMS, pools=list(pools))
-    ids = [row["id"] for row in found]
-    names = ("slots", "memory_bytes", "backlog_s", "backlog", "gpus", "kept", "kept_memory")
-    used: dict[int, dict[str, float]] = {i: dict.fromkeys(names, 0) for i in ids}
-    for row in rows(connection, _USED, vms=ids, horizon=horizon_s) if ids else ():
-        for name in names:
-            used[row["vm_id"]][name] += row[name]
-    limits = {row["id"]: row["max_jobs_per_vm"] for row in found if row["max_jobs_per_vm"]}
-    left = _jobs_left(connection, limits)
-    for vm_id, jobs in left.items():  # each takes a slot, none is placed ahead: never too many
-        slots = next(row["slots"] for row in found if row["id"] == vm_id)
-        most = min(slots, int(used[vm_id]["slots"]) + jobs)
-        used[vm_id]["kept"] = max(used[vm_id]["kept"], slots)
-        used[vm_id]["slots"] += slots - most
-    return tuple(
-        VmRoom(
-            id=row["id"],
-            pool_id=row["pool_id"],
-            slots=row["slots"],
-            memory_bytes=row["memory_bytes"],
-            used_slots=int(used[row["id"]]["slots"]),
-            used_memory_bytes=int(used[row["id"]]["memory_bytes"]),
-            backlog_s=used[row["id"]]["backlog_s"],
-            backlog_count=int(used[row["id"]]["backlog"]),
-            gpus=row["gpus"],
-            used_gpus=int(used[row["id"]]["gpus"]),
-            hardware=hardware_of(row),
-            isolation=row["isolation"],
-            bound_owner_id=row["bound_owner_id"],
-            bound_sandbox=row["bound_sandbox"],
-            ends_after_jobs=row["id"] in left,
-            ahead_slots=max(0, row["slots"] - int(used[row["id"]]["kept"])),
-            ahead_memory_bytes=None
-            if row["memory_bytes"] is None
-            else max(0, row["memory_bytes"] - int(used[row["id"]]["kept_memory"])),
-        )
-        for row in found
-    )
-
-
-def _jobs_left(connection: Connection, limits: Mapping[int, int]) -> dict[int, int]:
-    """Return how many more jobs the VMs may have that can have only so many."""
-    had: dict[int, int] = dict.fromkeys(limits, 0)
-    for row in rows(connection, _HAD, vms=list(limits)) if limits else ():
-        had[row["vm_id"]] = row["count"]
-    return {vm_id: max(0, limit - had[vm_id]) for vm_id, limit in limits.items()}
-
-
 def apply_placements(
     connection: Connection, snapshot: Snapshot, placements: Sequence[tuple[int, int]]
 ) -> list[Placed]:
-    """Turn (job id, VM id) pairs, all of the snapshot, into attempts in that order."""
+    """Turn (job id, VM id) pairs, all of the snapshot, into attempts in that order.
+
+    Jobs that do not wait any more, or that somebody else has in hand, are passed over.
+    """
+    if not placements:
+        return []
+    mine = set(connection.scalars(_CLAIM, {"jobs": [job for job, _ in placements]}))
+    placements = [(job, vm) for job, vm in placements if job in mine]
     if not placements:
         return []
     jobs = {job.id: job for job in snapshot.jobs}

@@ -9,9 +9,9 @@ from sqlalchemy import Connection, text
 
 from remuda.constraints import hardware_of, unmet
 from remuda.models import prospects
+from remuda.models.array_limits import array_rooms
 from remuda.models.database import rows
 from remuda.models.demand import PoolLimits, limits_of
-from remuda.models.dispatch import array_rooms
 from remuda.models.query import job, pools
 
 _MOST = 10  # of anything that is told one by one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,6 @@ from sqlalchemy import Connection, text
 
 from remuda.errors import Refused
 from remuda.models.database import rows
-from remuda.models.jobs import READY
 
 Key = tuple[int, int | None]  # (owner or group, pool; None: all of them)
 
@@ -19,14 +18,19 @@ Key = tuple[int, int | None]  # (owner or group, pool; None: all of them)
 class QuotaRoom:
     """How many more slots owners and groups may have.
 
-    `group_of`: the group of owners in one; `members`: all whom a quota limits; `skipped`: somebody
-    else just places jobs under one.
+    `group_of`: the group of owners in one; `members`: all whom a quota limits; `skipped`: the quotas
+    under which somebody else just places jobs, and that leave room for more.
     """
 
     left: dict[Key, int] = field(default_factory=dict)
     group_of: Mapping[int, int] = field(default_factory=dict)
     members: Sequence[int] = ()
-    skipped: bool = False
+    skipped: frozenset[Key] = frozenset()
+
+    def is_skipped(self, owner_id: int, pool_id: int | None) -> bool:
+        """Return whether a quota of the owner is just in other hands."""
+        parties = {owner_id, self.group_of.get(owner_id, owner_id)}
+        return any((party, pool) in self.skipped for party in parties for pool in (None, pool_id))
 
     def of(self, owner_id: int, pool_id: int | None) -> int | None:
         """Return the slots left to an owner in a pool; None: no quota says anything."""
@@ -49,15 +53,12 @@ class QuotaRoom:
         return [key for key in keys if key in self.left]
 
 
-# Of owners (or groups with such) whose jobs wait in these pools.
-_OF_WAITING = f"""
+# Of these owners, or of their groups, in these pools.
+_OF_OWNERS = """
     SELECT q.id, q.owner_id, q.pool_id, q.max_slots FROM quotas q
-    WHERE q.max_slots IS NOT NULL AND (q.pool_id IS NULL OR q.pool_id = ANY(:pools)) AND EXISTS (
-      SELECT FROM owners o CROSS JOIN unnest(CAST(:pools AS bigint[])) AS p(id)
-      WHERE (o.id = q.owner_id OR o.group_id = q.owner_id) AND (
-        EXISTS (SELECT FROM jobs j WHERE j.pool_id = p.id AND j.owner_id = o.id AND {READY})
-        OR EXISTS (SELECT FROM jobs j WHERE j.owner_id = o.id AND j.pool_ids IS NOT NULL
-                     AND j.pool_ids @> ARRAY[p.id] AND {READY})))
+    WHERE q.max_slots IS NOT NULL AND (q.pool_id IS NULL OR q.pool_id = ANY(:pools))
+      AND q.owner_id IN (SELECT id FROM owners WHERE id = ANY(:owners)
+                         UNION SELECT group_id FROM owners WHERE id = ANY(:owners))
     ORDER BY q.id
 """
 
@@ -74,24 +75,26 @@ _USED = """
 """
 
 
-def lock(connection: Connection, pool_ids: Sequence[int], *, wait: bool = True) -> QuotaRoom:
-    """Lock the quotas of slots of all whose jobs wait in the pools; return what they leave.
+def lock(
+    connection: Connection, owner_ids: Iterable[int], pool_ids: Sequence[int], *, wait: bool = True
+) -> QuotaRoom:
+    """Lock the quotas of slots of the owners, and of their groups, in the pools; return what they leave.
 
     Who holds a quota alone places jobs under it, so that it is never exceeded. Unless told to `wait`,
-    what somebody else holds leaves nothing, and `skipped` is told if it may leave something.
+    what somebody else holds leaves nothing, and is among `skipped` if it may leave something.
     """
-    pools = list(pool_ids)
+    whose: dict[str, Any] = {"owners": list(owner_ids), "pools": list(pool_ids)}
+    skipped: Sequence[Mapping[str, Any]] = ()
     if wait:
-        found = rows(connection, f"{_OF_WAITING} FOR NO KEY UPDATE OF q", pools=pools)
-        skipped: Sequence[Mapping[str, Any]] = ()
+        found = rows(connection, f"{_OF_OWNERS} FOR NO KEY UPDATE OF q", **whose)
     else:
-        found = rows(connection, f"{_OF_WAITING} FOR NO KEY UPDATE OF q SKIP LOCKED", pools=pools)
+        found = rows(connection, f"{_OF_OWNERS} FOR NO KEY UPDATE OF q SKIP LOCKED", **whose)
         held = {row["id"] for row in found}
-        skipped = [r for r in rows(connection, _OF_WAITING, pools=pools) if r["id"] not in held]
+        skipped = [r for r in rows(connection, _OF_OWNERS, **whose) if r["id"] not in held]
     # A statement of its own: the count sees what the last holder of the locks placed.
     room = _room(connection, [*found, *skipped])
     keys = [(row["owner_id"], row["pool_id"]) for row in skipped]
-    worth_it = any(room.left[key] > 0 for key in keys)
+    worth_it = frozenset(key for key in keys if room.left[key] > 0)
     room.left.update(dict.fromkeys(keys, 0))
     return replace(room, skipped=worth_it)
 

@@ -117,8 +117,11 @@ def fits(needs: Needs, room: Room) -> bool:
     )
 
 
-def rooms_of(vms: Sequence[VmRoom], max_ahead: int) -> list[Room]:
-    """Return the rooms there are, the largest first: of those alike only that with most memory."""
+def rooms_of(vms: Sequence[VmRoom], max_ahead: int, horizon_s: float) -> list[Room]:
+    """Return the rooms there are, the largest first: of those alike only that with most memory.
+
+    A queue is one while it holds fewer than `max_ahead` attempts, worth less than `horizon_s` a slot.
+    """
     most: dict[tuple[Any, ...], int] = {}
     for vm in vms:
         isolated = vm.isolation != "shared"
@@ -130,7 +133,8 @@ def rooms_of(vms: Sequence[VmRoom], max_ahead: int) -> list[Room]:
             (vm.slots - vm.used_slots, vm.used_memory_bytes, vm.gpus - vm.used_gpus, False, False),
             (vm.slots, 0, vm.gpus, False, True),
         ]
-        if vm.backlog_count < max_ahead and (not isolated or bound[0] is not None):
+        is_open = vm.backlog_count < max_ahead and vm.backlog_s < horizon_s * vm.ahead_slots
+        if is_open and (not isolated or bound[0] is not None):
             kept = (vm.memory_bytes or 0) - (vm.ahead_memory_bytes or 0)
             kinds.append((vm.ahead_slots, kept, 0, True, False))
         for slots, used, gpus, ahead, whole in kinds:

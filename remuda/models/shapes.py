@@ -38,6 +38,11 @@ class Head:
     expected_wall_s: float | None
 
     @property
+    def is_sure(self) -> bool:
+        """Whether it is among the next jobs as far as its row tells: no pause, no array's limit."""
+        return self.array_id is None and self.waited_s >= 0
+
+    @property
     def source(self) -> int:
         """The pool whose jobs it is among: SEVERAL if it may go to more than one."""
         return SEVERAL if self.pool_ids else self.pool_id
@@ -78,30 +83,26 @@ SHAPES = (
 )
 
 # The next jobs of each owner in a pool, of its shapes that fit somewhere (`free`: into free slots, else
-# only ahead). What is locked is what comes out, and looked at again: it may have ended meanwhile.
+# only ahead; `most`: so many of each at the most).
 _JOBS = f"""
-    SELECT j.id, j.pool_id, j.pool_ids, j.owner_id, j.array_id, j.priority, j.displaced,
-           j.submitted_at, j.cores, coalesce(j.memory_bytes, 0) AS memory_bytes, j.gpus,
-           j.architecture, j.constraints, j.sandbox, c.expected_wall_s, {MAYBE_OVERDUE} AS late
-    FROM jsonb_to_recordset(CAST(:turns AS jsonb))
+    SELECT c.* FROM jsonb_to_recordset(CAST(:turns AS jsonb))
         AS t(pool_id bigint, owner_id bigint, most int, shapes jsonb)
     JOIN owners o ON o.id = t.owner_id CROSS JOIN LATERAL (
-      SELECT c.* FROM jsonb_to_recordset(t.shapes) AS f(shape bigint, free boolean)
+      SELECT c.* FROM jsonb_to_recordset(t.shapes) AS f(shape bigint, most int, free boolean)
       CROSS JOIN LATERAL (
-        SELECT j.id, j.priority, j.displaced,
+        SELECT j.id, j.pool_id, j.pool_ids, j.owner_id, j.array_id, j.priority, j.displaced,
+               j.submitted_at, j.cores, coalesce(j.memory_bytes, 0) AS memory_bytes, j.gpus,
+               j.architecture, j.constraints, j.sandbox,
                CASE WHEN j.array_id IS NULL THEN o.mean_wall_s ELSE a.mean_wall_s END
-                 AS expected_wall_s
+                 AS expected_wall_s, {MAYBE_OVERDUE} AS late
         FROM jobs j LEFT JOIN arrays a ON a.id = j.array_id
         WHERE {READY} AND {{which}} AND j.owner_id = t.owner_id AND j.shape = f.shape
           AND (j.not_before IS NULL OR j.not_before <= now())
           AND (j.array_id IS NULL OR j.array_id <> ALL(:full_arrays))
           AND (f.free OR CASE WHEN j.array_id IS NULL THEN o.mean_wall_s
                               ELSE a.mean_wall_s END <= :horizon)
-        ORDER BY j.priority DESC, j.displaced DESC, j.id LIMIT t.most) AS c
+        ORDER BY j.priority DESC, j.displaced DESC, j.id LIMIT f.most) AS c
       ORDER BY c.priority DESC, c.displaced DESC, c.id LIMIT t.most) AS c
-    -- CASE: the planner must not take the condition for one that an index answers.
-    JOIN jobs j ON j.id = c.id AND CASE WHEN {READY} THEN true ELSE false END
-    FOR NO KEY UPDATE OF j SKIP LOCKED
 """
 JOBS_OF_ONE = text(_JOBS.format(which="j.pool_id = t.pool_id"))
 JOBS_OF_SEVERAL = text(_JOBS.format(which="j.pool_ids IS NOT NULL"))

@@ -1,4 +1,4 @@
-"""The waiting jobs that fit somewhere now, locked: the next ones of each owner, past all others.
+"""The waiting jobs that fit somewhere now: the next ones of each owner, past all others.
 
 Waiting jobs of one owner that ask for the same have one shape. The index leads from shape to shape,
 so that a hundred thousand jobs that fit nowhere cost one look, and no owner's jobs hide another's.
@@ -17,7 +17,8 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from remuda.fairness import FairShares, allotments
-from remuda.models import usage
+from remuda.models import quotas, usage
+from remuda.models.array_limits import ArrayLimits
 from remuda.models.deadlines import end_overdue
 from remuda.models.quotas import QuotaRoom
 from remuda.models.rooms import Room, VmRoom, fits, rooms_of
@@ -26,7 +27,7 @@ from remuda.models.shapes import JOBS_OF_ONE, JOBS_OF_SEVERAL, SEVERAL, SHAPES, 
 
 @dataclass(frozen=True, slots=True)
 class WaitingJob:
-    """A job to place, its row locked. `pool_ids` None: only `pool_id` may take it."""
+    """A job to place. `pool_ids` None: only `pool_id` may take it."""
 
     id: int
     pool_id: int
@@ -43,82 +44,102 @@ class WaitingJob:
     constraints: dict[str, Any] | None
     sandbox: str
     expected_wall_s: float | None
-    reserves: bool = False  # not locked: it fits no room there is, and has waited for long
+    reserves: bool = False  # it fits no room there is, and has waited for long
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """The jobs to place. `cut`: the (pool, owner) of which there may be more, which come later.
 
-    In place of a pool stands SEVERAL for jobs that may go to more than one.
+    In place of a pool stands SEVERAL for jobs that may go to more than one. `skipped_free` and
+    `skipped_ahead`: see `remuda.models.dispatch.Snapshot`.
     """
 
     jobs: tuple[WaitingJob, ...] = ()
     shares: FairShares = field(default_factory=FairShares)
     cut: frozenset[tuple[int, int]] = frozenset()
+    array_room: Mapping[int, int] = field(default_factory=dict)
+    quota: QuotaRoom = field(default_factory=QuotaRoom)
+    skipped_free: bool = False
+    skipped_ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """An owner's jobs in a pool (or SEVERAL): so many, of these (shapes, whether free slots do)."""
+    """An owner's jobs in a pool (or SEVERAL): so many, of these shapes (the first job of each)."""
 
     source: int
     owner_id: int
     most: int
-    shapes: Sequence[tuple[int, bool]]
+    all_it_may: bool  # no quota lets it have more
+    shapes: Sequence[tuple[Head, bool]]  # whether free slots do, or just a queue
 
 
 class WaitingJobs:
-    """What waits for the rooms of some VMs, their rows and the quotas locked."""
+    """What waits for the rooms of some VMs, whose rows are locked."""
 
     def __init__(
         self,
         connection: Connection,
         vms: Sequence[VmRoom],
         *,
-        array_room: Mapping[int, int],
-        quota: QuotaRoom,
+        limited: bool,
+        wait: bool,
         half_life_s: float,
         max_ahead: int,
         horizon_s: float,
         reserve_after_s: float,
         most: int,
     ) -> None:
-        """See `remuda.models.dispatch.take_snapshot`."""
+        """See `remuda.models.dispatch.take_snapshot`; `limited`: there are quotas of slots."""
         self._connection = connection
         self._vms = vms
-        self._array_room = array_room
-        self._quota = quota
+        self._limited = limited
+        self._wait = wait
+        self._arrays = ArrayLimits(connection, wait=wait)
+        self._quota = QuotaRoom()
+        self._skipped: set[bool] = set()  # by whether free slots would have done
         self._half_life_s = half_life_s
         self._max_ahead = max_ahead
         self._horizon_s = horizon_s
         self._reserve_after_s = reserve_after_s
         self._most = most
         self._rooms: dict[int, list[Room]] = defaultdict(list)
-        for room in rooms_of(vms, max_ahead):
+        for room in rooms_of(vms, max_ahead, horizon_s):
             self._rooms[room.pool_id].append(room)
         # In pools whose rooms are all the same to everybody, who asks for the same fits the same.
         self._bound = {vm.pool_id for vm in vms if vm.bound_owner_id is not None}
         self._known: dict[tuple[Any, ...] | None, set[bool]] = {}
 
-    def lock(self) -> Waiting:
-        """Lock and return the jobs that come next of each owner, and those that wait for room.
+    def find(self) -> Waiting:
+        """Return the jobs that come next of each owner, and those that wait for room.
 
-        What is over an array's limit hides no others; what is over its own deadline ends here.
+        The quotas and arrays that limit them are locked. What is over an array's limit hides no others;
+        what is over its own deadline ends here.
         """
         if not any(not room.whole for rooms in self._rooms.values() for room in rooms):
             return Waiting()
         found_heads = self._connection.execute(text(SHAPES), {"pools": sorted(self._rooms)})
         heads = [Head(*row) for row in found_heads]
-        fitting = [(head, free) for head in heads if (free := self._fits(head)) is not None]
+        fits = [(head, free) for head in heads if (free := self._fits(head)) is not None]
+        old = [head for head in heads if head.waited_s >= self._reserve_after_s]
+        fitting = self._within_quotas(fits, old)
         owners = {head.owner_id for head, _ in fitting}
         shares = FairShares()
         if len(owners) > 1:
             shares = usage.shares(self._connection, half_life_s=self._half_life_s)
         found, cut = self._next_ones(self._turns(fitting, shares))
-        wide = self._without_room(heads, found) if self._reserve_after_s < math.inf else []
+        wide = self._without_room(old, found)
         ordered = sorted([*found.values(), *wide], key=_order)
-        return Waiting(tuple(ordered), shares, cut)
+        return Waiting(
+            tuple(ordered),
+            shares,
+            cut,
+            self._arrays.room,
+            self._quota,
+            skipped_free=True in self._skipped,
+            skipped_ahead=False in self._skipped,
+        )
 
     def _room(self, source: int, heads: Iterable[Head]) -> int:
         """Return how many such jobs the VMs of a pool, or of all, take at the very most.
@@ -144,8 +165,6 @@ class WaitingJobs:
 
     def _fits(self, head: Head) -> bool | None:
         """Return whether jobs like this fit into free slots; None: neither there nor ahead."""
-        if not self._may_have(head):
-            return None
         plain = (
             None
             if head.constraints or head.pool_ids or head.pool_id in self._bound
@@ -164,6 +183,28 @@ class WaitingJobs:
             if not room.whole and fits(head, room)
         }
 
+    def _within_quotas(
+        self, fitting: Sequence[tuple[Head, bool]], old: Iterable[Head]
+    ) -> Sequence[tuple[Head, bool]]:
+        """Lock the quotas of those whose jobs fit, or are old; return what these let them have."""
+        owners = {head.owner_id for head, _ in fitting} | {head.owner_id for head in old}
+        if not self._limited or not owners:
+            return fitting
+        pools = sorted(self._rooms)
+        self._quota = quotas.lock(self._connection, owners, pools, wait=self._wait)
+        if self._quota.skipped:
+            for head, free in fitting:
+                if self._quota.is_skipped(head.owner_id, head.source or None):
+                    self._skip(free, head.expected_wall_s)
+        return [(head, free) for head, free in fitting if self._may_have(head)]
+
+    def _skip(self, free: bool, wall_s: float | None) -> None:
+        """Note that a job is left to others which fits free slots, or a queue if it is short."""
+        if free:
+            self._skipped.add(True)
+        if wall_s is not None and wall_s <= self._horizon_s and self._max_ahead:
+            self._skipped.add(False)
+
     def _may_have(self, head: Head) -> bool:
         if not self._quota.left:
             return True
@@ -177,12 +218,12 @@ class WaitingJobs:
         shares: FairShares,
     ) -> list[_Turn]:
         """Return how many jobs of each owner to look at in each pool: its part, and some more."""
-        shapes: dict[int, dict[int, list[tuple[int, bool]]]] = defaultdict(
+        shapes: dict[int, dict[int, list[tuple[Head, bool]]]] = defaultdict(
             lambda: defaultdict(list)
         )
         heads: dict[int, list[Head]] = defaultdict(list)
         for head, free in fitting:
-            shapes[head.source][head.owner_id].append((head.shape, free))
+            shapes[head.source][head.owner_id].append((head, free))
             heads[head.source].append(head)
         turns = []
         for source, of_owner in shapes.items():
@@ -193,40 +234,50 @@ class WaitingJobs:
             for owner, some in of_owner.items():
                 limit = most if not parts else min(most, parts[owner] + parts[owner] // 4 + 2)
                 left = self._quota.of(owner, source or None)
-                turns.append(
-                    _Turn(source, owner, limit if left is None else min(limit, left), some)
-                )
+                bound = limit if left is None else min(limit, left)
+                turns.append(_Turn(source, owner, bound, bound < limit, some))
         return turns
 
     def _next_ones(
         self, turns: Sequence[_Turn]
     ) -> tuple[dict[int, WaitingJob], frozenset[tuple[int, int]]]:
-        full = {array for array, left in self._array_room.items() if left <= 0}
+        full: set[int] = set()
         found: dict[int, WaitingJob] = {}
+        pruned = True
         while True:
             seen: list[WaitingJob] = []
             late: list[int] = []
             for several in (False, True):
-                for row in self._rows([t for t in turns if (t.source == SEVERAL) is several], full):
+                for row in self._rows(
+                    [t for t in turns if (t.source == SEVERAL) is several], full, pruned=pruned
+                ):
                     seen.append(WaitingJob(*row[:-1]))
                     if row[-1]:
                         late.append(row[0])
             if late and end_overdue(self._connection, late):
+                pruned = False
                 continue
+            self._arrays.lock({job.array_id for job in seen if job.array_id is not None})
+            room = self._arrays.room
             over: Counter[int] = Counter()
             for job in seen:
-                if job.array_id is not None and job.array_id in self._array_room:
+                if job.array_id is not None and job.array_id in room:
                     over[job.array_id] += 1
-                    if over[job.array_id] > self._array_room[job.array_id]:
+                    if over[job.array_id] > room[job.array_id]:
+                        if job.array_id in self._arrays.skipped:
+                            self._skip(True, job.expected_wall_s)
                         continue
                 found[job.id] = job
             ends = _ends(seen, turns)
-            more = {a for a, count in over.items() if count > self._array_room[a]}
+            more = {a for a, count in over.items() if count > room[a]}
             if not ends or not more:
-                return found, frozenset(ends)
+                bound = {(turn.source, turn.owner_id) for turn in turns if turn.all_it_may}
+                return found, frozenset(ends - bound)
             full |= more  # those that may go are found; now for who stands behind the others
 
-    def _rows(self, turns: Sequence[_Turn], full: Collection[int]) -> Sequence[Any]:
+    def _rows(
+        self, turns: Sequence[_Turn], full: Collection[int], *, pruned: bool
+    ) -> Sequence[Any]:
         if not turns:
             return ()
         told = [
@@ -234,7 +285,7 @@ class WaitingJobs:
                 "pool_id": turn.source,
                 "owner_id": turn.owner_id,
                 "most": turn.most,
-                "shapes": [{"shape": shape, "free": free} for shape, free in turn.shapes],
+                "shapes": _parts(turn, pruned=pruned),
             }
             for turn in turns
         ]
@@ -248,14 +299,15 @@ class WaitingJobs:
         ).all()
 
     def _without_room(
-        self, heads: Iterable[Head], found: Mapping[int, WaitingJob]
+        self, old: Collection[Head], found: Mapping[int, WaitingJob]
     ) -> list[WaitingJob]:
-        """Return the first of each shape that has waited for long, and fits a VM that has nothing else."""
+        """Return those of the jobs, which have waited for long, that fit a VM that has nothing else."""
         wide = []
-        for head in heads:
-            if head.id in found or head.waited_s < self._reserve_after_s:
+        self._arrays.lock({head.array_id for head in old if head.array_id is not None})
+        for head in old:
+            if head.id in found:
                 continue
-            if self._array_room.get(head.array_id or 0, 1) <= 0 or not self._may_have(head):
+            if self._arrays.room.get(head.array_id or 0, 1) <= 0 or not self._may_have(head):
                 continue
             rooms = [
                 room
@@ -271,10 +323,24 @@ class WaitingJobs:
         return wide
 
 
+def _parts(turn: _Turn, *, pruned: bool) -> list[dict[str, Any]]:
+    """Return how many jobs of each shape there may be among the next of all of a turn.
+
+    `pruned`: they are fewer by the first jobs of other shapes, which are known to go before.
+    """
+    found: list[dict[str, Any]] = []
+    before = 0
+    for head, free in sorted(turn.shapes, key=lambda each: _order(each[0])):
+        if before < turn.most:
+            found.append({"shape": head.shape, "most": turn.most - before, "free": free})
+        before += pruned and free and head.is_sure
+    return found
+
+
 _FIELDS = tuple(name for name in WaitingJob.__slots__ if name != "reserves")
 
 
-def _order(job: WaitingJob) -> tuple[int, bool, int]:
+def _order(job: WaitingJob | Head) -> tuple[int, bool, int]:
     return -job.priority, not job.displaced, job.id
 
 

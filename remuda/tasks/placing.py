@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection
 
-from remuda.config import Settings
 from remuda.errors import (
     BackendError,
     ConfigError,
@@ -20,23 +16,18 @@ from remuda.errors import (
     SecretUnreadable,
     VmUnreachable,
 )
-from remuda.models import dispatch as models
-from remuda.models import starting, usage
+from remuda.models import starting
 from remuda.models.exits import lock_journal, record_ends
 from remuda.models.watches import vm_for_channel
 from remuda.tasks import decisions, logs, messages, resources
 from remuda.tasks.links import vm_address
+from remuda.tasks.placements import placements
 from remuda.tasks.runtime import Runtime
 from remuda.tasks.secret_delivery import secrets_for
 from remuda.tasks.start_jobs import start_job
-from remuda.workers import placement
 from remuda.workers.backends.base import StartJob
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-_ROUNDS = 20
-_POOLS_AT_ONCE = 4
-_FOLD_EVERY_S = 1.0
 
 
 def dispatch(runtime: Runtime) -> dict[int, int]:
@@ -57,170 +48,6 @@ def dispatch(runtime: Runtime) -> dict[int, int]:
             total[vm_id] += len(attempt_ids)
             hand_over(runtime, vm_id, attempt_ids)
     return dict(total)
-
-
-class Transact(Protocol):
-    """Runs some work in a transaction of its own, and returns its result."""
-
-    def __call__(self, work: Callable[[Connection], T], /) -> T:
-        """See `remuda.models.database.transact`."""
-
-
-def placements(transact: Transact, settings: Settings) -> Iterator[list[models.Placed]]:
-    """Place what can be placed, and yield what each transaction placed after its commit."""
-    first = yield from _look(transact, settings, wait=False)
-    if first.skipped:  # jobs under quotas that others held, who may have been done with their pools
-        yield from _look(transact, settings, wait=True)
-    if first.shared:
-        half_life_s = settings.usage_half_life_s
-        transact(lambda c: usage.fold(c, half_life_s=half_life_s, every_s=_FOLD_EVERY_S))
-
-
-def _look(
-    transact: Transact, settings: Settings, *, wait: bool
-) -> Generator[list[models.Placed], None, _Once]:
-    """Go through all pools that jobs wait for, a few at a time; return what holds of any of them."""
-    whole = _Once([])
-    rest: list[list[int]] | None = None
-    while rest is None or rest:
-        pools = rest[0] if rest else None
-        for _ in range(_ROUNDS):
-            once = transact(partial(_place_once, settings=settings, pools=pools, wait=wait))
-            yield once.placed
-            whole.shared = whole.shared or once.shared
-            whole.skipped = whole.skipped or once.skipped
-            pools = once.parts[0] if once.parts else None
-            if rest is None:
-                rest = once.parts
-            if not once.again:
-                break
-        rest = rest[1:] if rest else []
-    return whole
-
-
-@dataclass(slots=True)
-class _Once:
-    """What was placed in the first of the `parts`; whether another look may place more.
-
-    `shared`: several owners' jobs wait; `skipped`: some were left to another dispatcher.
-    """
-
-    parts: list[list[int]]
-    placed: list[models.Placed] = field(default_factory=list)
-    again: bool = False
-    shared: bool = False
-    skipped: bool = False
-
-
-def _parts(connection: Connection) -> list[list[int]]:
-    """Return which of the pools that jobs wait for to see together: few, to share the work.
-
-    Each dispatcher begins somewhere else. While jobs wait for the first of several pools that has
-    room, all are seen together.
-    """
-    pools = models.waiting_pools(connection)
-    if len(pools) <= _POOLS_AT_ONCE or models.any_for_several(connection):
-        return [pools] if pools else []
-    first = random.randrange(len(pools))
-    turned = [*pools[first:], *pools[:first]]
-    return [turned[i : i + _POOLS_AT_ONCE] for i in range(0, len(turned), _POOLS_AT_ONCE)]
-
-
-def _place_once(
-    connection: Connection, settings: Settings, pools: list[int] | None, *, wait: bool
-) -> _Once:
-    """Place what is seen in one snapshot of the pools; None: of the first part of all of them."""
-    once = _Once([pools] if pools is not None else _parts(connection))
-    if not once.parts:
-        return once
-    snapshot = models.take_snapshot(
-        connection,
-        max_ahead=settings.placement_max_ahead,
-        horizon_s=settings.placement_horizon_s,
-        pools=once.parts[0],
-        half_life_s=settings.usage_half_life_s,
-        reserve_after_s=settings.placement_reserve_after_s,
-        wait=wait,
-    )
-    decided = placement.place(
-        _for_placement(snapshot, settings.placement_horizon_s, settings.placement_max_ahead),
-        snapshot.now,
-    )
-    pairs = [(p.job_id, p.vm_id) for p in decided]
-    once.placed = models.apply_placements(connection, snapshot, pairs)
-    once.again = bool(once.placed and snapshot.cut) and _is_room_left(snapshot, decided)
-    once.shared = bool(snapshot.shares.owners)
-    once.skipped = snapshot.quota.skipped
-    return once
-
-
-def _is_room_left(snapshot: models.Snapshot, decided: Sequence[placement.Placement]) -> bool:
-    """Return whether a VM has free slots that none of the jobs seen could use."""
-    left = {vm.id: vm.slots - vm.used_slots for vm in snapshot.vms}
-    cores = {job.id: job.cores for job in snapshot.jobs}
-    for placed in decided:
-        left[placed.vm_id] -= left[placed.vm_id] if placed.ahead else cores[placed.job_id]
-    return any(slots > 0 for slots in left.values())
-
-
-def _for_placement(
-    snapshot: models.Snapshot, horizon_s: float, max_ahead: int
-) -> placement.PlacementSnapshot:
-    return placement.PlacementSnapshot(
-        jobs=tuple(
-            placement.PendingJob(
-                id=job.id,
-                pool_id=job.pool_id,
-                owner_id=job.owner_id,
-                priority=job.priority,
-                submitted_at=job.submitted_at,
-                cores=job.cores,
-                memory_bytes=job.memory_bytes,
-                expected_wall_s=job.expected_wall_s,
-                gpus=job.gpus,
-                architecture=job.architecture,
-                constraints=job.constraints,
-                sandbox=job.sandbox,
-                array_id=job.array_id,
-                pool_ids=job.pool_ids or (),
-                displaced=job.displaced,
-                reserves=job.reserves,
-            )
-            for job in snapshot.jobs
-        ),
-        vms=tuple(
-            placement.VmCapacity(
-                id=vm.id,
-                pool_id=vm.pool_id,
-                slots=vm.slots,
-                memory_bytes=vm.memory_bytes,
-                free_slots=max(0, vm.slots - vm.used_slots),
-                free_memory_bytes=None
-                if vm.memory_bytes is None
-                else max(0, vm.memory_bytes - vm.used_memory_bytes),
-                backlog_s=vm.backlog_s,
-                backlog_count=vm.backlog_count,
-                free_gpus=max(0, vm.gpus - vm.used_gpus),
-                hardware=vm.hardware,
-                isolation=vm.isolation,
-                bound_owner_id=vm.bound_owner_id,
-                bound_sandbox=vm.bound_sandbox,
-                ahead_slots=vm.ahead_slots,
-                ahead_memory_bytes=vm.ahead_memory_bytes,
-                releases=tuple(
-                    placement.Release(*release) for release in snapshot.releases.get(vm.id, ())
-                ),
-            )
-            for vm in snapshot.vms
-        ),
-        horizon_s=horizon_s,
-        max_ahead=max_ahead,
-        array_room=snapshot.array_room,
-        shares=snapshot.shares,
-        quota_room=snapshot.quota.left,
-        group_of=snapshot.quota.group_of,
-        cut=snapshot.cut,
-    )
 
 
 def hand_over(runtime: Runtime, vm_id: int, attempt_ids: Sequence[int]) -> None:

@@ -279,7 +279,7 @@ def test_the_next_job_of_each_owner_is_found_in_the_index(engine: Engine) -> Non
                 "pool_id": pool,
                 "owner_id": head["owner_id"],
                 "most": 5,
-                "shapes": [{"shape": head["shape"], "free": True}],
+                "shapes": [{"shape": head["shape"], "most": 5, "free": True}],
             }
             for head in heads
         ]

@@ -14,7 +14,7 @@ from remuda.models.dispatch import anything_waiting, apply_placements, take_snap
 from remuda.models.pool_life import close_pool
 from remuda.models.states import VmState
 from remuda.models.submit import NewJob, NewSpec, insert_jobs, new_array, owner_id
-from remuda.tasks import placing
+from remuda.tasks import placements
 from remuda.tasks import sizing as sizing_task
 from remuda.workers import placement, scaling
 from tests.integration.builders import (
@@ -41,7 +41,7 @@ ISOLATED = next(query for name, query in INVARIANTS.items() if "isolates" in nam
 def place(connection: Connection, *, max_ahead: int = 0) -> dict[int, int]:
     """Place as dispatch does; return the VM of each job."""
     snapshot = take_snapshot(connection, max_ahead=max_ahead, horizon_s=0.5)
-    decided = placement.place(placing._for_placement(snapshot, 0.5, max_ahead), snapshot.now)
+    decided = placement.place(placements.for_placement(snapshot, 0.5, max_ahead), snapshot.now)
     placed = apply_placements(connection, snapshot, [(p.job_id, p.vm_id) for p in decided])
     return {p.job_id: p.vm_id for p in placed}
 
