@@ -36,6 +36,7 @@ class Host:
     user's. `memory_bytes` and `cores`: 0 if not told. `cache_bytes`: the most that inputs may take
     there once nothing needs them; 0: 20 GiB or a tenth of the disk, whichever is less. `group`: the
     pools that are reserved for it (`reserved_group`) have the host for themselves; "": for others.
+    `price_per_hour`: in your currency; None: not known.
     """
 
     address: str
@@ -51,6 +52,7 @@ class Host:
     cache_bytes: int = 0
     labels: tuple[str, ...] = field(default=())
     group: str = ""
+    price_per_hour: float | None = None
 
     @property
     def name(self) -> str:
@@ -99,11 +101,16 @@ def host_of(value: Any, *, what: str = "host") -> Host:
         for key, most in _NUMBERS.items()
         if value.get(key) is not None
     }
+    price = value.get("price_per_hour")
+    if price is not None:
+        price = seconds(f"{what}.price_per_hour", price, most=1e9, zero=True)
     labels = value.get("labels") or ()
     if isinstance(labels, str) or not isinstance(labels, (list, tuple)):
         raise BadInput(f"{what}.labels must be a list of words, not {shown(labels)}")
     words = tuple(text_of(f"{what}.labels", word, least=1) for word in labels)
-    return Host(home=home.rstrip("/"), labels=words, group=group, **texts, **numbers)
+    return Host(
+        home=home.rstrip("/"), labels=words, group=group, price_per_hour=price, **texts, **numbers
+    )
 
 
 def hosts_of(settings: Mapping[str, Any]) -> tuple[Host, ...]:

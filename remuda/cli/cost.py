@@ -33,6 +33,7 @@ _COLUMNS = {
         Column("POOL", "pool"),
         Column("VMS", "vms", right=True),
         _hours("vm_hours"),
+        _hours("unpriced_hours"),
         _money("cost"),
         *_USED,
     ],
@@ -50,6 +51,7 @@ _COLUMNS = {
         Column("STATE", "state"),
         Column("PRICE", "price", right=True),
         _hours("vm_hours"),
+        _hours("unpriced_hours"),
         _money("cost"),
         *_USED,
     ],
@@ -101,7 +103,8 @@ def cost(
         remuda cost --by job --owner alice --limit 10
 
     A VM costs the price of its offer from when it was asked for until it was gone; a job its share
-    of the slots of VMs while it ran. What no price is known of costs 0.
+    of the slots of VMs while it ran. What no price is known of is counted as 0: UNPRICED HOURS
+    tells of how many hours of VMs that is so.
     """
     with connect.open_client() as client:
         found = client.costs(by, since=since, until=until, pool=pool, owner=owner, limit=limit)

@@ -42,7 +42,8 @@ class Costing:
 
         In price units, from `since` to `until`: datetimes, or how long ago. Of a pool and a VM all its
         hours count (`cost`), and what of them jobs and leases used; of the others their share of VMs
-        while they ran. Raises BadInput, UnknownPool.
+        while they ran. `unpriced_hours`: of VMs whose price nobody knows, which is counted as 0.
+        Raises BadInput, UnknownPool.
         """
         now = self._context.read(database_time)
         start, end = time_of("since", since, now), time_of("until", until, now)

@@ -2,7 +2,7 @@
 
 A VM costs the price it was launched at from when it was asked for until it was confirmed gone; an
 attempt its share of the slots of its VM while it ran. Both rows stay for good, so nothing is stored
-twice. Without a known price it costs 0.
+twice. What has no known price is counted as 0, and told apart: `unpriced_hours` of VMs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LEASE_HOURS = _HOURS.format(began="l.acquired_at", ended="l.released_at")
 _PARTS = f"""
     WITH vm AS (
       SELECT v.id, v.name, v.pool_id, v.slots, coalesce(v.price, 0)::float8 AS price, v.state,
-             {_VM_HOURS} AS hours
+             v.price IS NULL AS unpriced, {_VM_HOURS} AS hours
       FROM vms v WHERE v.submitted_at < least(CAST(:until AS timestamptz), now())
         AND (v.halted_at IS NULL OR v.halted_at > CAST(:since AS timestamptz))
         AND (CAST(:pool AS bigint) IS NULL OR v.pool_id = :pool)
@@ -51,6 +51,7 @@ _BY = {
     "pool": """
       SELECT p.name AS pool, count(vm.id)::int AS vms, sum(vm.hours) AS vm_hours,
              sum(vm.hours * vm.price) AS cost,
+             coalesce(sum(vm.hours) FILTER (WHERE vm.unpriced), 0) AS unpriced_hours,
              coalesce((SELECT sum(cost) FROM run WHERE run.pool_id = p.id), 0) AS jobs_cost,
              coalesce((SELECT sum(cost) FROM lease WHERE lease.pool_id = p.id), 0) AS leases_cost
       FROM vm JOIN pools p ON p.id = vm.pool_id GROUP BY p.id ORDER BY cost DESC, p.id""",
@@ -63,7 +64,9 @@ _BY = {
             UNION ALL SELECT owner_id, 0, 0, sum(cost), sum(cost) FROM lease GROUP BY owner_id) part
       JOIN owners o ON o.id = part.owner_id GROUP BY o.id ORDER BY cost DESC, o.id""",
     "vm": """
-      SELECT vm.id, vm.name AS vm, p.name AS pool, vm.state, vm.slots, vm.price, vm.hours AS vm_hours,
+      SELECT vm.id, vm.name AS vm, p.name AS pool, vm.state, vm.slots,
+             CASE WHEN NOT vm.unpriced THEN vm.price END AS price, vm.hours AS vm_hours,
+             CASE WHEN vm.unpriced THEN vm.hours ELSE 0 END AS unpriced_hours,
              vm.hours * vm.price AS cost,
              coalesce((SELECT sum(cost) FROM run WHERE run.vm_id = vm.id), 0) AS jobs_cost,
              coalesce((SELECT sum(cost) FROM lease WHERE lease.vm_id = vm.id), 0) AS leases_cost

@@ -20,6 +20,7 @@ from remuda.models.jobs import READY
 from remuda.models.pool_life import image_id
 from remuda.models.states import OPEN_POOL, VmState
 from remuda.models.trace_source import boot_s
+from remuda.offers import Offer, offers_for
 
 LAUNCHING = (
     VmState.NEW,
@@ -35,7 +36,7 @@ _POOL = """
     FROM pools p JOIN images i ON i.id = p.image_id WHERE p.id = :pool FOR NO KEY UPDATE OF p
 """
 _VM = f"""
-    SELECT id, name, state, token::text AS token, spawn_calls, offer, launch_failures, asked_at,
+    SELECT id, name, state, token::text AS token, spawn_calls, offer, price, launch_failures, asked_at,
            next_try_at, coalesce(next_try_at > now(), false) AS waits
     FROM vms WHERE id = :vm AND state IN ({sql_list(LAUNCHING)}) FOR NO KEY UPDATE
 """
@@ -94,6 +95,26 @@ def lock_launch(connection: Connection, vm_id: int) -> Standing | None:
         refusals=refusals(connection, pool_id),
         broken_images={(row["provider"], row["name"]): row["message"] for row in broken},
         deadline=_deadline(connection, pool_id) if pool["offer_order"] == "deadline" else None,
+    )
+
+
+def to_price(connection: Connection, vm_id: int) -> Mapping[str, Any] | None:
+    """Return what the offers of a VM's pool are, with its sizes; None: the VM has been asked for."""
+    found = rows(
+        connection,
+        """SELECT p.name, p.uuid::text AS pool, p.provider, p.settings, p.offers, i.name AS image,
+                  p.slots_per_vm, p.memory_bytes_per_vm, p.reserved_group
+           FROM vms v JOIN pools p ON p.id = v.pool_id JOIN images i ON i.id = p.image_id
+           WHERE v.id = :vm AND v.state = 'NEW' AND v.spawn_calls = 0""",
+        vm=vm_id,
+    )
+    return found[0] if found else None
+
+
+def offers_of_pool(pool: Mapping[str, Any]) -> tuple[Offer, ...]:
+    """Return the offers of a pool (provider, image, settings, offers), as they are listed."""
+    return offers_for(
+        pool["offers"], provider=pool["provider"], image=pool["image"], settings=pool["settings"]
     )
 
 

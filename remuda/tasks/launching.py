@@ -22,8 +22,8 @@ from remuda.models import images, launches, vm_life
 from remuda.models import machines as models
 from remuda.models.sizing import note_launch
 from remuda.models.states import NO_BACKEND, VmState
-from remuda.offers import Offer, offers_for
-from remuda.tasks import contextualizing, logs, messages
+from remuda.offers import Offer
+from remuda.tasks import contextualizing, logs, messages, pricing
 from remuda.tasks.machines import check_vms
 from remuda.tasks.providing import alone, vm_pool
 from remuda.tasks.runtime import Runtime
@@ -43,7 +43,8 @@ def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
     """
     with alone("spawn", vm_id) as mine:
         while mine:
-            row = runtime.transact(lambda c: _begin(c, vm_id))
+            prices = pricing.prices_for(runtime, vm_id)
+            row = runtime.transact(lambda c: _begin(c, vm_id, prices))  # noqa: B023
             if row is None:
                 return False
             try:
@@ -58,24 +59,24 @@ def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
                 VmUnreachable,
                 InstanceNotFound,
             ) as error:
-                if _went_wrong(runtime, row, error):
+                if _went_wrong(runtime, row, error, prices):
                     continue  # another offer is to be asked
             return False
     return False
 
 
-def _begin(connection: Connection, vm_id: int) -> Mapping[str, Any] | None:
+def _begin(connection: Connection, vm_id: int, prices: pricing.Prices) -> Mapping[str, Any] | None:
     """Return the VM's row if its launch may go on now; else note when, or give it up."""
     standing = launches.lock_launch(connection, vm_id)
     if standing is None or standing.vm["waits"]:
         return None
-    if standing.vm["state"] == VmState.NEW and not _may_ask(connection, standing):
+    if standing.vm["state"] == VmState.NEW and not _may_ask(connection, standing, prices):
         return None
     launches.begin_try(connection, vm_id)
     return models.vm_with_pool(connection, vm_id)
 
 
-def _may_ask(connection: Connection, standing: launches.Standing) -> bool:
+def _may_ask(connection: Connection, standing: launches.Standing, prices: pricing.Prices) -> bool:
     """Choose the offer of a NEW VM and record it; False if none may be asked now."""
     vm, pool = standing.vm, standing.pool
     fresh = vm["spawn_calls"] == 0
@@ -92,7 +93,7 @@ def _may_ask(connection: Connection, standing: launches.Standing) -> bool:
             delay_s = (until - standing.now).total_seconds()
             launches.hold_vm(connection, vm["id"], delay_s=delay_s)
             return False
-    choice = _choice(standing)
+    choice = _choice(standing, prices)
     offer = choice.offer if fresh else _same(standing)
     if offer is None:
         _nothing_to_be_had(connection, standing, choice)
@@ -105,24 +106,18 @@ def _may_ask(connection: Connection, standing: launches.Standing) -> bool:
         provider=offer.provider,
         image=offer.image,
         settings=listed.get(offer.name, {}).get("settings", {}),
-        price=offer.price,
+        price=offer.price if fresh else standing.vm["price"],
     )
     return True
 
 
-def _offers(pool: Mapping[str, Any]) -> tuple[Offer, ...]:
-    return offers_for(
-        pool["offers"], provider=pool["provider"], image=pool["image"], settings=pool["settings"]
-    )
-
-
-def _choice(standing: launches.Standing) -> offers.Choice:
+def _choice(standing: launches.Standing, prices: pricing.Prices) -> offers.Choice:
     refused = [
         offers.Refusal(row["offer"], row["reason"], row["expires_at"]) for row in standing.refusals
     ]
     images = standing.broken_images
     return offers.choose(
-        _offers(standing.pool),
+        pricing.priced(launches.offers_of_pool(standing.pool), prices),
         refused,
         standing.now,
         broken_images=images,
@@ -134,7 +129,9 @@ def _choice(standing: launches.Standing) -> offers.Choice:
 def _same(standing: launches.Standing) -> Offer | None:
     """Return the offer that was asked before: a token belongs to one."""
     asked = standing.vm["offer"]
-    return next((offer for offer in _offers(standing.pool) if offer.name == asked), None)
+    return next(
+        (offer for offer in launches.offers_of_pool(standing.pool) if offer.name == asked), None
+    )
 
 
 def _nothing_to_be_had(
@@ -218,7 +215,9 @@ def _spec(row: Mapping[str, Any]) -> VmSpec:
     )
 
 
-def _went_wrong(runtime: Runtime, row: Mapping[str, Any], error: Exception) -> bool:
+def _went_wrong(
+    runtime: Runtime, row: Mapping[str, Any], error: Exception, prices: pricing.Prices
+) -> bool:
     """Do what is to be done about an error; True if the VM is to be tried again at once."""
     told = f"{type(error).__name__}: {error}"
 
@@ -230,7 +229,7 @@ def _went_wrong(runtime: Runtime, row: Mapping[str, Any], error: Exception) -> b
         if verdict.act == "retry":
             launches.try_again(connection, row["id"], delay_s=verdict.delay_s, error=told)
             return "retry"
-        if verdict.act == "next_offer" and _other_offer(connection, standing, row, told):
+        if verdict.act == "next_offer" and _other_offer(connection, standing, row, told, prices):
             return "next_offer"
         nothing = isinstance(error, ProviderError) and error.made_nothing
         nothing = nothing and standing.vm["spawn_calls"] == 1
@@ -268,7 +267,11 @@ def _progress(standing: launches.Standing) -> launching.Launch:
 
 
 def _other_offer(
-    connection: Connection, standing: launches.Standing, row: Mapping[str, Any], told: str
+    connection: Connection,
+    standing: launches.Standing,
+    row: Mapping[str, Any],
+    told: str,
+    prices: pricing.Prices,
 ) -> bool:
     """Remember that the VM's offer has none; False, the pool told to wait, if no other is left."""
     pool_id = row["pool_id"]
@@ -277,7 +280,7 @@ def _other_offer(
     launches.refuse(connection, pool_id, row["offer"], reason=told, times=times, seconds=seconds)
     again = launches.lock_launch(connection, row["id"])
     assert again is not None
-    choice = _choice(again)
+    choice = _choice(again, prices)
     if choice.offer is not None:
         launches.next_offer(connection, row["id"])
         return True

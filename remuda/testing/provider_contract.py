@@ -162,6 +162,14 @@ class ProviderContract:
         provider.release(vm_id)
         assert self.only(provider, vm_id).state == "running"
 
+    def test_a_price_is_one_or_not_known(self, provider: Provider) -> None:
+        price = provider.price(self.spec())
+        assert price is None or 0 <= price < 1e9
+        assert provider.list("") == []  # asking makes nothing
+        vm_id = provider.spawn(self.spec(), "1")
+        told = self.only(provider, vm_id).price
+        assert told is None or 0 <= told < 1e9
+
     def test_every_call_has_a_deadline(self, provider: Provider) -> None:
         for call in DEADLINES_S:
             assert 0 < provider.deadline_s(call) <= 2 * 86_400 + 3600

@@ -101,7 +101,18 @@ class TestHooks:
         provider = get_provider("command", settings, told)
         vm_id = provider.spawn(spec(), "1")
         found = provider.describe([vm_id])[vm_id]
-        assert (found.cores, found.memory_bytes) == (4, None)
+        assert (found.cores, found.memory_bytes, found.price) == (4, None, None)
+
+    @pytest.mark.parametrize("said", ["price=0.12", '{"price": 0.12}', '{"price": "0.12"}'])
+    def test_it_is_told_what_it_costs(
+        self, settings: Settings, hooks: dict[str, Any], said: str
+    ) -> None:
+        told = {**hooks, "cmd_new": f"{hooks['cmd_new']} >&2; echo '{said}'"}
+        provider = get_provider("command", settings, told)
+        vm_id = provider.spawn(spec(), "1")
+        found = provider.describe([vm_id])[vm_id]
+        assert found.price == 0.12
+        assert found.address == {"name": vm_id}
 
     @pytest.mark.parametrize(
         ("printed", "match"),
@@ -115,6 +126,10 @@ class TestHooks:
             ("address=10.0.0.1\nprivate_ip=ten", "'ten' for an IP"),
             ("address=10.0.0.1\ncores=many", "'many' for cores"),
             ('{"address": "10.0.0.1", "memory_bytes": 0}', "'0' for memory_bytes"),
+            ("address=h\nprice=cheap", "'cheap' for a price"),
+            ('{"price": -1}', "'-1' for a price"),
+            ('{"price": true}', "'True' for a price"),
+            ("address=h\nprice=nan", "'nan' for a price"),
             ("address=-oProxyCommand=x", "for an address"),
             ("address=h\nhost_key=rsa", "host_key"),
             ("address=h\nhome=../..", "home"),

@@ -150,6 +150,40 @@ class TestLooking:
         blind.terminate(vm_id)
         assert blind.list("sim") == []
 
+    def test_spot_instances_cost_what_their_zone_does(
+        self, pool_settings: dict[str, Any], provider: Ec2Provider, fault: Ec2Faults
+    ) -> None:
+        assert provider.price(spec()) is None  # bought at a fixed price, which EC2 does not tell
+        pool_settings = {**pool_settings, "instance_type": "t3.micro"}
+        spot = provider.of_pool({**pool_settings, "spot": True})
+        price = spot.price(spec())
+        assert price is not None
+        assert price > 0
+        vm_id = spot.spawn(spec(), "token-1")
+        (instance,) = instances(provider)
+        zone = instance["Placement"]["AvailabilityZone"]
+        assert spot.describe([vm_id])[vm_id].price == price
+        assert len(fault.calls("DescribeSpotPriceHistory")) == 1  # it holds for a while
+        there = spot.of_pool({**pool_settings, "spot": True, "zones": ["us-east-1x", zone]})
+        assert there.price(spec()) == price
+        nowhere = spot.of_pool({**pool_settings, "spot": True, "zones": ["us-east-1x"]})
+        assert nowhere.price(spec()) is None
+        provider.client.note_prices("t3.micro", {zone: 0.75, "us-east-1x": 2.0})
+        assert there.price(spec()) == 2.0
+        assert spot.describe([vm_id])[vm_id].price == 0.75
+        plain = provider.spawn(spec("plain"), "token-2")
+        assert provider.describe([plain])[plain].price is None
+
+    def test_a_price_that_cannot_be_had_is_not_known(
+        self, pool_settings: dict[str, Any], provider: Ec2Provider, fault: Ec2Faults
+    ) -> None:
+        spot = provider.of_pool({**pool_settings, "spot": True, "instance_type": "t3.nano"})
+        vm_id = spot.spawn(spec(), "token-1")
+        fault.refuse = lambda action, _: "UnauthorizedOperation" if "Price" in action else ""
+        assert spot.describe([vm_id])[vm_id].price is None
+        with pytest.raises(ProviderAuthError):
+            spot.price(spec())
+
     def test_a_spot_instance_that_is_taken_away_says_when(
         self, pool_settings: dict[str, Any], provider: Ec2Provider
     ) -> None:

@@ -69,6 +69,9 @@ def test_every_view_tells_the_same(spent: Workbench) -> None:
         assert (dear["pool"], dear["vms"], dear["vm_hours"]) == ("dear", 2, near(5))
         assert (dear["cost"], dear["jobs_cost"], dear["leases_cost"]) == (near(5), near(1), 0)
         assert (free["pool"], free["cost"]) == ("free", 0)
+        assert dear["unpriced_hours"] == 0
+        assert free["unpriced_hours"] == free["vm_hours"] > 0
+        assert {vm["price"] for vm in client.costs("vm", pool="free")} == {None}
         assert [vm["cost"] for vm in client.costs("vm", pool="dear")] == [near(4), near(1)]
         [job] = client.costs("job")
         assert (job["cost"], job["slot_hours"], job["attempts"]) == (near(1), near(2), 1)
@@ -285,7 +288,7 @@ def test_the_commands(spent: Workbench, monkeypatch: pytest.MonkeyPatch) -> None
             return CliRunner().invoke(root, list(words))
 
         assert run("cost").output.splitlines()[1].split() == [
-            "dear", "2", "5.000", "5.0000", "1.0000", "0.0000", "4.0000"
+            "dear", "2", "5.000", "0.000", "5.0000", "1.0000", "0.0000", "4.0000"
         ]  # fmt: skip
         for by in ("owner", "vm", "job", "attempt"):
             assert run("cost", "--by", by).exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from remuda import Client
 from remuda.errors import BadInput, TransientProviderError, UnknownPool
 from remuda.models import images, launches, machines
+from remuda.tasks import pricing
 from remuda.tasks.attaching import Views
 from remuda.tasks.machines import terminate_vm
 from remuda.testing import NoopProvider, world
@@ -355,6 +357,35 @@ def test_dearer_offers_only_for_jobs_in_a_hurry(yard: Yard) -> None:
     yard.sql("UPDATE pools SET paused_until = NULL")
     [now] = yard.vms()
     assert yard.launch(now)["offer"] == "dear"
+
+
+def test_prices_only_a_provider_knows_are_asked_for(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [
+        {"name": "unknown"},
+        {"name": "dear"},
+        {"name": "cheap"},
+        {"name": "fixed", "price": 3},
+    ]
+    yard.pool({"prices": ["dear=2.5", "cheap=0.5"]}, offers=names, offer_order="cheapest")
+    first, second, third, last = yard.vms(4)
+    assert (yard.launch(first)["offer"], yard.vm(first)["price"]) == ("cheap", 0.5)
+    yard.faults.no_capacity.append("cheap")
+    assert (yard.launch(second)["offer"], yard.vm(second)["price"]) == ("dear", 2.5)
+    yard.faults.prices[:] = ["dear=9", "cheap=0.5"]
+    assert yard.launch(third)["price"] == 2.5  # as it was told a moment ago
+    later = pricing.AGE_S + 1
+    clock = time.monotonic
+    monkeypatch.setattr("remuda.tasks.pricing.time.monotonic", lambda: clock() + later)
+    assert (yard.launch(last)["offer"], yard.vm(last)["price"]) == ("fixed", 3)
+
+
+def test_what_has_no_price_costs_nobody_knows_what(yard: Yard) -> None:
+    yard.pool({"prices": ["cheap=nan"]}, offers=[{"name": "cheap"}])
+    [vm] = yard.vms()
+    assert yard.launch(vm)["state"] == "RUNNING"
+    assert yard.vm(vm)["price"] is None
 
 
 def test_orders_are_words(yard: Yard) -> None:

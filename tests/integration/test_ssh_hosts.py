@@ -164,6 +164,19 @@ class TestShelf:
         provider = provider_of(sshd.entry(group="lab"))
         provider.terminate(provider.spawn(mine, "1"))
 
+    def test_the_cheapest_free_host_is_taken(self, two_sshd: list[Sshd]) -> None:
+        dear, cheap = (
+            host.entry(price_per_hour=price)
+            for host, price in zip(two_sshd, (0.5, 0.25), strict=True)
+        )
+        provider = provider_of(dear, cheap)
+        assert provider.price(SPEC) == 0.25
+        assert provider_of(dear, {**cheap, "price_per_hour": None}).price(SPEC) is None
+        taken = [provider.spawn(SPEC, token) for token in ("1", "2")]
+        assert [provider.describe([vm])[vm].price for vm in taken] == [0.25, 0.5]
+        for vm in taken:
+            provider.terminate(vm)
+
     def test_a_host_that_is_too_small(self, sshd: Sshd) -> None:
         with pytest.raises(PermanentProviderError, match="no host has 2 cores"):
             provider_of(sshd.entry(cores=1)).spawn(SPEC, "1")
@@ -177,6 +190,8 @@ class TestShelf:
             ([{"address": "a b"}], r"hosts\[0\].address"),
             ([{"address": "-oProxyCommand=x"}], r"hosts\[0\].address"),
             ([{"address": "a", "port": 0}], r"hosts\[0\].port"),
+            ([{"address": "a", "price_per_hour": -1}], r"hosts\[0\].price_per_hour"),
+            ([{"address": "a", "price_per_hour": "1"}], r"hosts\[0\].price_per_hour"),
             ([{"address": "a", "port": "22"}], r"hosts\[0\].port"),
             ([{"address": "a"}, {"address": "b", "cores": -1}], r"hosts\[1\].cores"),
             ([{"address": "a", "host_key": "AAAA"}], r"hosts\[0\].host_key"),

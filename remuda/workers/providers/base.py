@@ -25,6 +25,7 @@ DEADLINES_S: Mapping[str, float] = {
     "livecheck": 60.0,
     "release": 180.0,
     "reboot": 60.0,
+    "price": 20.0,
 }
 
 
@@ -150,6 +151,19 @@ class Provider(ABC):
         Raises a ProviderError if that failed; the VM is not to be used again then. By default there
         is nothing to do.
         """
+
+    def price(self, spec: VmSpec) -> float | None:
+        """Return what such a VM costs for an hour now, in its seller's currency; None: not known.
+
+        It makes nothing, and is not a promise: what a VM that was made costs, `describe` tells.
+        Raises a ProviderError if it cannot be told now. By default no price is known.
+        """
+        return None
+
+    @property
+    def tells_prices(self) -> bool:
+        """Whether it is worth asking `price`."""
+        return type(self).price is not Provider.price
 
     @property
     def has_release(self) -> bool:

@@ -67,6 +67,15 @@ class Bounded(Provider):
         """See Provider."""
         self._within("release", lambda: self._inner.release(provider_id))
 
+    def price(self, spec: VmSpec) -> float | None:
+        """See Provider."""
+        return self._within("price", lambda: self._inner.price(spec))
+
+    @property
+    def tells_prices(self) -> bool:
+        """See Provider."""
+        return self._inner.tells_prices
+
     @property
     def has_release(self) -> bool:
         """See Provider."""

@@ -94,6 +94,10 @@ class NoopProvider(Provider):
         """Do nothing, unless told so."""
         _lose(self.faults.strike("release"), "release")
 
+    def price(self, spec: VmSpec) -> float | None:
+        """Say what it was told that the offer costs."""
+        return self.faults.price_of(spec.offer)
+
     def validate(self, settings: Mapping[str, Any]) -> None:
         """Accept the faults, rightly written."""
         unknown = ", ".join(sorted(str(name) for name in settings if name not in KNOWN))

@@ -73,6 +73,7 @@ class _Seen:
             private_ip=ip,
             token=self.token,
             pool=str(self.claim.get("pool", "")) if self.claim else "",
+            price=self.host.price_per_hour,
             cores=self.host.cores or None,
             memory_bytes=self.host.memory_bytes or None,
         )
@@ -159,6 +160,14 @@ class StaticProvider(Provider):
             log.info("no runner on host %s to stop its jobs with: %s", host.name, error)
         _ask(host, "release", token=one.token, timeout_s=START_S)
 
+    def price(self, spec: VmSpec) -> float | None:
+        """Return the price of the cheapest host that would do, if those of all such are known."""
+        if spec.settings and not self._hosts:
+            return self.of_pool(spec.settings).price(spec)
+        prices = [host.price_per_hour for host in self._hosts.values() if _fits(host, spec)]
+        known = [price for price in prices if price is not None]
+        return min(known) if known and len(known) == len(prices) else None
+
     def validate(self, settings: Mapping[str, Any]) -> None:
         """Accept {"hosts": [...]} and "slurm"; see `remuda.hosts`."""
         hosts_of(settings)
@@ -239,8 +248,10 @@ def _free_host(spec: VmSpec, token: str, seen: Sequence[_Seen]) -> Host:
             f"no host{group} has {spec.slots} cores and {spec.memory_bytes or 0} bytes of memory"
         )
     free = [s.host for s in fits if s.fit and s.claim is None and s.error is None]
-    if free:  # tokens differ in which they like best, so many at once seldom want the same
-        return min(free, key=lambda host: _digest(f"{token} {host.name}"))
+    if (
+        free
+    ):  # of equal ones tokens differ in which they like best: many at once seldom want the same
+        return min(free, key=lambda host: (_dear(host), _digest(f"{token} {host.name}")))
     for one in fits:
         if one.error is not None:
             raise one.error
@@ -248,6 +259,10 @@ def _free_host(spec: VmSpec, token: str, seen: Sequence[_Seen]) -> Host:
     if unfit:
         raise PermanentProviderError(f"no python3 >= 3.7 on {', '.join(unfit)[:500]}", hint=NEED)
     raise CapacityError(f"all {len(fits)} hosts are taken", hint="add hosts, or fewer VMs")
+
+
+def _dear(host: Host) -> tuple[bool, float]:
+    return host.price_per_hour is None, host.price_per_hour or 0.0
 
 
 def _fits(host: Host, spec: VmSpec) -> bool:

@@ -81,7 +81,8 @@ class ProviderFaults:
 
     `lose_spawns`: so many VMs are made while the caller meets a TransientProviderError. `down`: every
     call meets one. `no_capacity`, `no_quota`: offers of which no VM can be had. `boot_s`: how long a
-    VM is pending. `address`, `ip`: what every VM is said to have, instead of its own.
+    VM is pending. `address`, `ip`: what every VM is said to have, instead of its own. `prices`: what
+    offers cost, as "name=0.1"; of others no price is known.
     """
 
     spawn: MutableSequence[str] = field(default_factory=list)
@@ -91,6 +92,7 @@ class ProviderFaults:
     release: MutableSequence[str] = field(default_factory=list)
     no_capacity: MutableSequence[str] = field(default_factory=list)
     no_quota: MutableSequence[str] = field(default_factory=list)
+    prices: MutableSequence[str] = field(default_factory=list)
     list: MutableSequence[str] = field(default_factory=list)  # last: its name hides the type
     lose_spawns: int = 0
     down: bool = False
@@ -136,6 +138,13 @@ class ProviderFaults:
             raise CapacityError(f"there is no capacity for {offer or 'this'}")
         if offer in self.no_quota:
             raise QuotaExceeded(f"the quota of {offer or 'this'} is used up")
+
+    def price_of(self, offer: str) -> float | None:
+        """Return what an offer costs; None: nobody knows."""
+        if self.down:
+            raise TransientProviderError("the noop is down: it tells no price")
+        told = dict(pair.rpartition("=")[::2] for pair in self.prices)
+        return float(told[offer]) if offer in told else None
 
     def let_go(self) -> None:
         """Let the calls that hang go on, and those that would hang from now on."""

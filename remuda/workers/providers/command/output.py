@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ __all__ = ["names_of", "place_of", "told_by"]
 
 MOST_BYTES = 64 << 10
 MOST_SIZE = 1 << 53
+MOST_PRICE = 1e9
 _LOGIN = (
     "address",
     "port",
@@ -56,6 +58,8 @@ def told_by(printed: str) -> dict[str, Any]:
         size = told.get(key)
         if size is not None and (type(size) is not int or not 0 < size <= MOST_SIZE):
             raise _junk(f"{str(size)[:80]!r} for {key}")
+    if told.get("price") is not None:
+        told["price"] = _price(told["price"])
     for key in _IPS:
         if told.get(key):
             told[key] = str(_ip(told[key]))
@@ -68,7 +72,7 @@ def place_of(
     """Return a VM's address: how to log in to it, or else its name and all that the hook told."""
     if told.get("address"):
         return {"home": home, **login, **{key: told[key] for key in _LOGIN if key in told}}
-    data = {key: value for key, value in told.items() if key not in _IPS}
+    data = {key: value for key, value in told.items() if key not in (*_IPS, "price")}
     return {"name": name, "data": data} if data else {"name": name}
 
 
@@ -110,6 +114,17 @@ def _lines(text: str) -> dict[str, Any]:
         return {"address": lines[0]}
     wrong = next(line for line, pair in zip(lines, pairs, strict=True) if not pair)
     raise _junk(repr(wrong[:80]))
+
+
+def _price(value: Any) -> float:
+    """Return a price for an hour, printed as a number or as the text of one."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= MOST_PRICE:
+        raise _junk(f"{str(value)[:80]!r} for a price")
+    return number
 
 
 def _address(value: Any) -> str:

@@ -78,6 +78,7 @@ class CommandProvider(Provider):
         if self._hooks is None:
             return super().deadline_s(call)
         hooks = {"spawn": ("new",), "terminate": ("delete", "list"), "describe": (), "reboot": ()}
+        hooks["price"] = ()
         return sum(self._hooks.timeouts_s[hook] for hook in hooks.get(call, (call,))) + _MARGIN_S
 
     def spawn(self, spec: VmSpec, token: str) -> str:
@@ -239,6 +240,7 @@ class CommandProvider(Provider):
             pool=entry.pool,
             cores=told.get("cores"),
             memory_bytes=told.get("memory_bytes"),
+            price=told.get("price"),
         )
 
     def _transact(self, work: Callable[[Connection], T]) -> T:

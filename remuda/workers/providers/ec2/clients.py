@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -29,6 +30,7 @@ class Client:
     now: Callable[[], float] = time.monotonic
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _new: dict[str, tuple[float, str, str]] = field(default_factory=dict)
+    _prices: dict[str, tuple[float, dict[str, float]]] = field(default_factory=dict)
 
     def note_launch(self, instance_id: str, pool: str, token: str) -> None:
         """Remember an instance that EC2 may not show for a while."""
@@ -51,6 +53,17 @@ class Client:
         with self._lock:
             self._forget_old()
             return {key: (pool, token) for key, (_, pool, token) in self._new.items()}
+
+    def note_prices(self, instance_type: str, by_zone: dict[str, float]) -> None:
+        """Remember what spot instances of a type cost, by zone."""
+        with self._lock:
+            self._prices[instance_type] = (self.now(), by_zone)
+
+    def prices(self, instance_type: str, *, age_s: float) -> dict[str, float] | None:
+        """Return what spot instances of a type cost, by zone, if that was asked lately."""
+        with self._lock:
+            at, found = self._prices.get(instance_type, (-math.inf, None))
+        return found if self.now() - at <= age_s else None
 
     def _forget_old(self) -> None:
         old = self.now() - NEW_S

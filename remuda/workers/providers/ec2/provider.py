@@ -43,6 +43,7 @@ from remuda.workers.providers.ec2.launch import (
     places,
     request,
 )
+from remuda.workers.providers.ec2.prices import spot_prices, spot_prices_of
 
 __all__ = ["Ec2Provider"]
 
@@ -131,6 +132,22 @@ class Ec2Provider(Provider):
             raise
         client.forget(provider_id)
 
+    def price(self, spec: VmSpec) -> float | None:
+        """Return what a spot instance costs in the first of the pool's zones that tells.
+
+        Of a pool that names no zones it is the dearest of the region's. What is not bought at the spot
+        market has no price here.
+        """
+        if self._cloud is None:
+            return self.of_pool(spec.settings).price(spec)
+        cloud = self._cloud
+        if not (cloud.spot and cloud.instance_type):
+            return None
+        found = spot_prices(self.client, cloud.instance_type)
+        if not cloud.zones:
+            return max(found.values(), default=None)
+        return next((found[zone] for zone in cloud.zones if zone in found), None)
+
     def validate(self, settings: Mapping[str, Any]) -> None:
         """Check what can be checked without asking EC2; see `remuda.clouds`."""
         ec2_of(settings)
@@ -194,6 +211,7 @@ class Ec2Provider(Provider):
     ) -> dict[str, VmDescription]:
         listed = builtins.list(instances)
         requests = spot_requests(client, listed)
+        prices = spot_prices_of(client, listed)
         key = self._key() if listed else None
         found = {}
         for instance in listed:
@@ -218,6 +236,7 @@ class Ec2Provider(Provider):
                 ),
                 pool=pool_of(instance),
                 cores=cores_of(instance),
+                price=prices.get(vm_id),
             )
         return found
 
