@@ -17,10 +17,9 @@ from remuda.models import quotas
 from remuda.models.array_limits import array_rooms
 from remuda.models.base import sql_list
 from remuda.models.database import rows
-from remuda.models.jobs import READY
 from remuda.models.states import OPEN_POOL, PoolState
+from remuda.models.waiting_shapes import Look, waiting_shapes
 
-MOST_SHAPES = 200  # of more, the rest counts by its slots alone
 _KINDS = 50  # of a pool's latest VMs tell what the next one will be like
 
 
@@ -77,39 +76,6 @@ class PoolLimits:
         )
 
 
-_SHAPE = (
-    "cores, memory_bytes, gpus, architecture, constraints, owner_id, sandbox, pool_ids, array_id"
-)
-
-# Grouped by what sizing can tell apart: whose a job is only where the pool isolates or a quota limits
-# its owner, its array only where that has a limit.
-_SHAPES = f"""
-    WITH ready AS (
-      SELECT j.cores, coalesce(j.memory_bytes, 0) AS memory_bytes, j.gpus, j.architecture,
-             j.constraints,
-             CASE WHEN :by_owner OR j.owner_id = ANY(:with_quota) THEN j.owner_id END AS owner_id,
-             CASE WHEN :by_sandbox THEN j.sandbox ELSE '' END AS sandbox, j.pool_ids,
-             CASE WHEN j.array_id = ANY(:limited) THEN j.array_id END AS array_id
-      FROM jobs j WHERE {READY} AND (j.not_before IS NULL OR j.not_before <= now())
-        AND j.pool_id = :pool AND j.pool_ids IS NULL AND j.owner_id <> ALL(:stopped)
-      UNION ALL
-      SELECT j.cores, coalesce(j.memory_bytes, 0), j.gpus, j.architecture,
-             j.constraints, CASE WHEN :by_owner OR j.owner_id = ANY(:with_quota) THEN j.owner_id END,
-             CASE WHEN :by_sandbox THEN j.sandbox ELSE '' END, j.pool_ids,
-             CASE WHEN j.array_id = ANY(:limited) THEN j.array_id END
-      FROM jobs j WHERE {READY} AND (j.not_before IS NULL OR j.not_before <= now())
-        AND j.pool_ids IS NOT NULL AND j.pool_ids @> ARRAY[CAST(:pool AS bigint)]
-        AND j.owner_id <> ALL(:stopped)
-    ), shapes AS (
-      SELECT count(*) AS count, {_SHAPE} FROM ready
-      WHERE cores <= :slots AND memory_bytes <= coalesce(:memory_bytes, 9223372036854775807)
-        AND gpus <= :gpus
-      GROUP BY {_SHAPE}
-    )
-    SELECT *, sum(count * cores) OVER () AS all_slots FROM shapes
-    ORDER BY count DESC, {_SHAPE} LIMIT {MOST_SHAPES}
-"""
-
 _LIMITED = "SELECT id, max_running FROM arrays WHERE max_running IS NOT NULL AND ended < size"
 
 # Owners whose budget is used up: nothing of theirs is placed, so nothing is needed for it.
@@ -117,13 +83,13 @@ _STOPPED = "SELECT id FROM owners WHERE budget_stop IS NOT NULL"
 
 # Leases that are waited for, and would be given, if there were a VM more.
 _WISHES = """
-    SELECT coalesce(slots, :slots) AS cores, coalesce(slots, 1) AS least, owner_id, sandbox,
-           pool_ids, count(*) AS count
-    FROM lease_requests
-    WHERE pool_ids @> ARRAY[CAST(:pool AS bigint)] AND coalesce(slots, 1) <= :slots
-      AND lease_id IS NULL AND grows AND NOT refused AND expires_at > now()
-      AND owner_id <> ALL(:stopped)
-    GROUP BY 1, 2, 3, 4, 5 ORDER BY min(id)
+    SELECT p.id AS pool_id, coalesce(q.slots, p.slots) AS cores, coalesce(q.slots, 1) AS least,
+           q.owner_id, q.sandbox, q.pool_ids, count(*) AS count
+    FROM unnest(CAST(:pools AS bigint[]), CAST(:slots AS int[])) AS p(id, slots)
+    JOIN lease_requests q ON q.pool_ids @> ARRAY[p.id] AND coalesce(q.slots, 1) <= p.slots
+      AND q.lease_id IS NULL AND q.grows AND NOT q.refused AND q.expires_at > now()
+      AND q.owner_id <> ALL(:stopped)
+    GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY p.id, min(q.id)
 """
 
 _LIMITS = f"""
@@ -139,9 +105,10 @@ _LIMITS = f"""
 """
 
 _MEASURED = f"""
-    SELECT v.pool_id, v.architecture, v.slots, v.memory_bytes, v.gpus, v.facts
+    SELECT DISTINCT v.pool_id, v.architecture, v.slots, v.memory_bytes, v.gpus, v.facts
     FROM unnest(CAST(:pools AS bigint[])) AS p(id) CROSS JOIN LATERAL (
-      SELECT * FROM vms WHERE pool_id = p.id AND architecture IS NOT NULL
+      SELECT pool_id, architecture, slots, memory_bytes, gpus, facts FROM vms
+      WHERE pool_id = p.id AND architecture IS NOT NULL
       ORDER BY id DESC LIMIT {_KINDS}) v
 """
 
@@ -170,40 +137,81 @@ def limits_of(connection: Connection, pool_ids: Sequence[int]) -> dict[int, Pool
     return found
 
 
-def demand_of(
-    connection: Connection, pool: Mapping[str, Any], *, full: Collection[int] = ()
-) -> tuple[int, list[Shape]]:
-    """Return the slots that are waited for in a pool (its row), and the shapes they come in.
+def demands_of(
+    connection: Connection,
+    pools: Sequence[Mapping[str, Any]],
+    *,
+    limits: Mapping[int, PoolLimits] | None = None,
+    full: Collection[int] = (),
+) -> dict[int, tuple[int, list[Shape]]]:
+    """Return by pool (rows of them) the slots that are waited for, and the shapes they come in.
 
-    `full`: pools that can have no VM more, for a limit they share with others.
+    `limits`: of these pools, if they are known. `full`: pools that can have no VM more, for a limit
+    they share with others.
     """
-    pool_id, isolation = pool["id"], pool["isolation"]
-    limits = limits_of(connection, [pool_id])
-    mine = limits[pool_id]
+    ids = [pool["id"] for pool in pools]
+    known = dict(limits_of(connection, ids) if limits is None else limits)
     limited = {row["id"]: row["max_running"] for row in rows(connection, _LIMITED)}
     array_room = array_rooms(connection, limited)
     stopped = [row["id"] for row in rows(connection, _STOPPED)]
     quota = quotas.rooms(connection)
-    by_owner = isolation != "shared"
-    found = rows(
+    found = waiting_shapes(
         connection,
-        _SHAPES,
-        pool=pool_id,
-        by_owner=by_owner,
-        with_quota=list(quota.members),
-        by_sandbox=isolation in ("sandbox", "single_use"),
-        limited=list(limited),
-        slots=mine.slots,
-        memory_bytes=mine.memory_bytes,
-        gpus=mine.gpus,
+        [_look(pool, known[pool["id"]]) for pool in pools],
+        with_quota=quota.members,
+        limited=limited,
         stopped=stopped,
     )
-    wishes = rows(connection, _WISHES, pool=pool_id, slots=mine.slots, stopped=stopped)
-    others = {i for row in (*found, *wishes) for i in row["pool_ids"] or ()} - limits.keys()
-    limits |= limits_of(connection, sorted(others)) if others else {}
-    for at_limit in limits.keys() & set(full):
-        limits[at_limit] = replace(limits[at_limit], can_grow=False)
-    mine = limits[pool_id]
+    wishes: dict[int, list[Mapping[str, Any]]] = {key: [] for key in ids}
+    slots = [known[key].slots for key in ids]
+    for row in rows(connection, _WISHES, pools=ids, slots=slots, stopped=stopped):
+        wishes[row["pool_id"]].append(row)
+    seen = [row for some in (found, wishes) for each in some.values() for row in each]
+    others = {key for row in seen for key in row["pool_ids"] or ()} - known.keys()
+    known |= limits_of(connection, sorted(others)) if others else {}
+    for at_limit in known.keys() & set(full):
+        known[at_limit] = replace(known[at_limit], can_grow=False)
+    return {
+        # What limits leave, each pool might have.
+        key: _demand(
+            known,
+            pool,
+            found[key],
+            wishes[key],
+            array_room=dict(array_room),
+            quota=replace(quota, left=dict(quota.left)),
+        )
+        for key, pool in zip(ids, pools, strict=True)
+    }
+
+
+def demand_of(connection: Connection, pool: Mapping[str, Any]) -> tuple[int, list[Shape]]:
+    """Return the slots that are waited for in one pool, and the shapes they come in."""
+    return demands_of(connection, [pool])[pool["id"]]
+
+
+def _look(pool: Mapping[str, Any], limits: PoolLimits) -> Look:
+    return Look(
+        pool["id"],
+        limits.slots,
+        limits.memory_bytes,
+        limits.gpus,
+        by_owner=pool["isolation"] != "shared",
+        by_sandbox=pool["isolation"] in ("sandbox", "single_use"),
+    )
+
+
+def _demand(
+    limits: Mapping[int, PoolLimits],
+    pool: Mapping[str, Any],
+    found: Sequence[Mapping[str, Any]],
+    wishes: Sequence[Mapping[str, Any]],
+    *,
+    array_room: dict[int, int],
+    quota: quotas.QuotaRoom,
+) -> tuple[int, list[Shape]]:
+    mine = limits[pool["id"]]
+    by_owner = pool["isolation"] != "shared"
     slots = int(found[0]["all_slots"]) if found else 0
     shapes: list[Shape] = []
     for row in found:
@@ -213,7 +221,7 @@ def demand_of(
             count = max(0, min(count, array_room[row["array_id"]]))
             array_room[row["array_id"]] -= count
         if row["owner_id"] is not None:
-            count = quota.take(row["owner_id"], pool_id, count=count, cores=row["cores"])
+            count = quota.take(row["owner_id"], mine.id, count=count, cores=row["cores"])
         slots -= (row["count"] - count) * row["cores"]
         if count:
             whose = {"owner_id": row["owner_id"] if by_owner else None, "sandbox": row["sandbox"]}

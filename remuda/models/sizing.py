@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from remuda.models.base import sql_list
 from remuda.models.database import rows
-from remuda.models.demand import Shape, demand_of, limits_of
+from remuda.models.demand import Shape, demands_of, limits_of
 from remuda.models.jobs import READY
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.vm_life import close_idle, insert_vms
@@ -51,7 +51,7 @@ _DUE = f"""
 """
 
 _VMS = """
-    SELECT v.id, v.state, v.slots, v.draining, v.replaced, v.reboot,
+    SELECT v.pool_id, v.id, v.state, v.slots, v.draining, v.replaced, v.reboot,
            least(v.slots, greatest(coalesce(a.cores, 0) + coalesce(l.slots, 0),
                                    (coalesce(a.live, 0) > 0)::int)) AS busy_slots,
            greatest(coalesce(a.cores, 0) - v.slots, 0) AS ahead_slots,
@@ -67,7 +67,7 @@ _VMS = """
                        WHERE vm_id = v.id AND state IN ('PLACED', 'STARTED', 'EXITED')) a ON true
     LEFT JOIN LATERAL (SELECT sum(slots)::int AS slots FROM leases
                        WHERE vm_id = v.id AND NOT for_jobs AND released_at IS NULL) l ON true
-    WHERE v.pool_id = :pool AND v.state <> 'HALTED' ORDER BY v.id
+    WHERE v.pool_id = ANY(:pools) AND v.state <> 'HALTED' ORDER BY v.pool_id, v.id
 """
 
 
@@ -76,15 +76,22 @@ def due_pools(
 ) -> list[PoolDemand]:
     """Lock the pools whose resize is due (or just `pool_id`, if due) and return what they need.
 
-    `full`: see `demand_of`.
+    `full`: see `demands_of`. It is a handful of queries, however many pools are due.
     """
     now = connection.scalar(text("SELECT now()"))
+    pools = rows(connection, _DUE, pool=pool_id)
+    ids = [pool["id"] for pool in pools]
+    vms_of: dict[int, list[Mapping[str, Any]]] = {key: [] for key in ids}
+    for vm in rows(connection, _VMS, pools=ids) if ids else ():
+        vms_of[vm["pool_id"]].append(vm)
+    limits = limits_of(connection, ids)
+    wanted = demands_of(connection, pools, limits=limits, full=full)
     found = []
-    for pool in rows(connection, _DUE, pool=pool_id):
-        vms = tuple(rows(connection, _VMS, pool=pool["id"]))
-        queued, shapes = demand_of(connection, pool, full=full)
+    for pool in pools:
+        vms = tuple(vms_of[pool["id"]])
+        queued, shapes = wanted[pool["id"]]
         ahead = sum(vm["ahead_slots"] for vm in vms)
-        fresh = limits_of(connection, [pool["id"]])[pool["id"]]
+        fresh = limits[pool["id"]]
         found.append(
             PoolDemand(
                 now,
@@ -197,7 +204,7 @@ def note_policy(connection: Connection, pool_id: int, columns: Mapping[str, Any]
 
 def due_vms(connection: Connection, pool_id: int) -> tuple[Mapping[str, Any], ...]:
     """Return the pool's VMs that are not halted, as they are after a decision."""
-    return tuple(rows(connection, _VMS, pool=pool_id))
+    return tuple(rows(connection, _VMS, pools=[pool_id]))
 
 
 def note_launch(connection: Connection, pool_id: int, *, error: str | None) -> None:
