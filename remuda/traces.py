@@ -25,12 +25,13 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 class TraceRow(NamedTuple):
-    """A job: seconds from the begin of the trace, how long it runs, and what it takes."""
+    """A job: seconds from the begin of the trace, how long it runs, what it takes, its priority."""
 
     submit_s: float
     wall_s: float
     cores: int = 1
     memory_bytes: int = 0
+    priority: int = 0
 
 
 class Trace(NamedTuple):
@@ -44,7 +45,7 @@ def read_trace(path: Path) -> Trace:
     """Read a .csv (with a line of names) or .jsonl file; raises BadInput naming line and field.
 
     Fields: `submit_s` (seconds) or `submitted_at` (a time), `wall_s`, and if wanted `cores` (1),
-    `memory_bytes` (0; or 2G), `count` (1: so many alike).
+    `memory_bytes` (0; or 2G), `priority` (0), `count` (1: so many alike).
     """
     if path.suffix not in (".csv", ".jsonl", ".ndjson"):
         raise BadInput(f"{shown(str(path))} is neither .csv nor .jsonl")
@@ -70,6 +71,7 @@ def trace_of(rows: Iterable[tuple[int, Mapping[str, Any]]], *, what: str = "the 
             _number(where, row, "wall_s", most=_YEAR_S),
             int(_number(where, row, "cores", 1, least=1, most=100_000, whole=True)),
             _memory(where, row),
+            int(_number(where, row, "priority", 0, least=-1000, most=1000, zero=True, whole=True)),
         )
         count = int(_number(where, row, "count", 1, least=1, most=MOST_JOBS, whole=True))
         if len(jobs) + count > MOST_JOBS:

@@ -31,6 +31,7 @@ _ROWS = {
     "wait_max_s": ("wait, longest", None),
     "vms_max": ("VMs at most", "{:.0f}"),
     "vms_made": ("VMs made", "{:.0f}"),
+    "launches_failed": ("of these failed", "{:.0f}"),
     "vm_hours": ("VM hours", "{:.2f}"),
     "utilisation": ("slots in use", "{:.0%}"),
     "cost": ("cost", "{:.2f}"),
@@ -46,7 +47,8 @@ _SYNTHETIC = ("jobs", "span", "wall", "cores", "pattern", "seed")
     "--trace",
     "trace_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="A .csv or .jsonl of jobs: submit_s or submitted_at, wall_s, cores, memory_bytes, count.",
+    help="A .csv or .jsonl of jobs: submit_s or submitted_at, wall_s, cores, memory_bytes, priority,"
+    " count.",
 )
 @click.option(
     "--synthetic",
@@ -73,6 +75,13 @@ _SYNTHETIC = ("jobs", "span", "wall", "cores", "pattern", "seed")
 @click.option(
     "--price", type=click.FloatRange(0, 1e9), help="Of a VM for an hour.  [default: its offer's]"
 )
+@click.option(
+    "--failing-launches",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="F",
+    help="The share of VMs that fail to launch, by chance: 0.1.",
+)
 @click.option("--start", help="When the trace begins, an ISO time: what policies' clocks tell.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture.")
 @json_option
@@ -84,6 +93,7 @@ def simulate(
     since: float,
     boot: float | None,
     price: float | None,
+    failing_launches: float,
     start: str | None,
     png: Path | None,
     as_json: bool,
@@ -109,6 +119,7 @@ def simulate(
             start=_start(start),
             boot_s=boot,
             price=price,
+            failing_launches=failing_launches,
             **_changes(options),
         )
     if png is not None:

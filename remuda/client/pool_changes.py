@@ -70,6 +70,7 @@ class PoolChanges(PoolAttributes):
         start: datetime | None = None,
         boot_s: float | None = None,
         price: float | None = None,
+        failing_launches: float = 0.0,
         **changes: Any,
     ) -> list[simulating.Simulated]:
         """Play a trace (None: its own jobs of the last `since_s` seconds) against its settings.
@@ -77,14 +78,16 @@ class PoolChanges(PoolAttributes):
         With `changes`, as `set` takes them of its size, also against the changed ones: "present" and
         "changed", for the same time. `start`: when the trace begins, which policies' clocks tell.
         `boot_s`: what a VM takes to start, else as its latest did; `price`: of a VM for an hour,
-        else its first offer's. Raises BadInput; nothing is changed.
+        else its first offer's. `failing_launches`: the share of VMs that fail to launch, by chance.
+        Raises BadInput; nothing is changed.
         """
         row = self.update().info()
         played = trace or simulating.history_trace(self._context, self.id, since_s=since_s)
-        given = {
+        given: dict[str, Any] = {
             "boot_s": boot_s,
             "measured_boot_s": simulating.measured_boot_s(self._context, self.id),
             "price": price,
+            "failing_launches": failing_launches,
         }
         models = {"present": simulating.model_of(row, changes={}, **given)}
         if changes:

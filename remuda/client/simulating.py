@@ -51,6 +51,7 @@ def model_of(
     boot_s: float | None,
     measured_boot_s: float | None,
     price: float | None,
+    failing_launches: float = 0.0,
 ) -> PoolModel:
     """Return a pool (a row of `remuda.models.query.pools`) as it is simulated, with changes.
 
@@ -78,6 +79,7 @@ def model_of(
         price=(prices[0] if prices else 0.0)
         if price is None
         else seconds("price", price, most=1e9, zero=True),
+        failing_launches=seconds("failing_launches", failing_launches, most=1, zero=True),
     )
 
 
@@ -135,6 +137,7 @@ def _told(name: str, found: Simulation) -> Simulated:
         "wait_max_s": sorted_s[-1] if sorted_s else None,
         "vms_max": max((point[1] for point in found.points), default=0),
         "vms_made": len(found.vms),
+        "launches_failed": sum(vm.failed for vm in found.vms),
         "vm_hours": alive_s / 3600,
         "utilisation": busy_s / slot_s if slot_s else None,
         "cost": found.cost(),

@@ -15,12 +15,15 @@ _LATEST_VMS = 50
 def ended_jobs(
     connection: Connection, pool_id: int, *, age_s: float, limit: int
 ) -> Sequence[Mapping[str, Any]]:
-    """Return {submitted_at, wall_s, cores, memory_bytes} of jobs that ran and ended, the newest."""
+    """Return the newest jobs that ran and ended.
+
+    {submitted_at, wall_s, cores, memory_bytes, priority}
+    """
     return rows(
         connection,
         """SELECT * FROM (
              SELECT j.submitted_at, greatest(a.wall_s, 0.001) AS wall_s, j.cores,
-                    coalesce(j.memory_bytes, 0) AS memory_bytes
+                    coalesce(j.memory_bytes, 0) AS memory_bytes, j.priority
              FROM jobs j JOIN attempts a ON a.job_id = j.id AND a.epoch = j.epoch
              WHERE j.pool_id = :pool AND j.state = 'TERMINATED' AND a.wall_s IS NOT NULL
                AND j.submitted_at > now() - make_interval(secs => :age)

@@ -15,7 +15,8 @@ __all__ = ["JobRun", "PoolModel", "Simulation", "Step", "VmRun"]
 class PoolModel:
     """A pool as far as it matters. `size` None: `instance_count` VMs. `boot_s`: asked for to running.
 
-    `price`: of a VM for an hour, from when it is asked for.
+    `price`: of a VM for an hour, from when it is asked for. `failing_launches`: the share of VMs that
+    fail when they should run, chance decided by `seed`.
     """
 
     slots_per_vm: int = 1
@@ -25,6 +26,8 @@ class PoolModel:
     policies: tuple[Policy, ...] = ()
     boot_s: float = 60.0
     price: float = 0.0
+    failing_launches: float = 0.0
+    seed: int = 1
 
 
 @dataclass(slots=True)
@@ -47,6 +50,7 @@ class VmRun:
     ready_s: float
     closed_s: float | None = None
     busy_until_s: float = 0.0
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
 """What a pool would do with a trace of jobs: its sizing and placement played in simulated time.
 
 The very functions decide that decide for real: `scaling.decide`, `outlook.outlook`, `placement.place`.
-What is left out: failures, isolation, priorities, jobs placed ahead, and what it takes to start a job.
+Launches may fail, by chance, and the pool pauses as it would. What is left out: other failures, owners
+and their shares, isolation, GPUs and constraints, other pools, jobs placed ahead, and what it takes to
+start a job.
 """
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
@@ -24,6 +27,7 @@ from remuda.workers.simulated import JobRun, PoolModel, Simulation, Step, VmRun
 
 __all__ = ["simulate"]
 
+_LONGEST_PAUSE_S = 300.0
 SWEEP_S = 2.0  # how often a fixed size is looked at, and drained VMs are closed
 MOST_DECISIONS = 2_000_000
 _SETTLING_S = 8 * 86_400  # after the last job: every policy has had its turn by then
@@ -74,6 +78,9 @@ class _Run:
     tick_at: float | None = None
     changes: int = 0
     left: int = 0
+    failures: int = 0
+    paused_until: float | None = None
+    ranked: bool = False
 
     def play(self, until_s: float | None) -> Simulation:
         self.found = Simulation(
@@ -86,6 +93,7 @@ class _Run:
         )
         fitting = [number for number, job in enumerate(self.trace) if self._fits(job)]
         self.left = len(fitting)
+        self.ranked = any(job.priority for job in self.trace)
         for number in fitting:
             heappush(self.events, (self.trace[number].submit_s, _SUBMIT, number))
         self._tick(0.0)
@@ -112,7 +120,7 @@ class _Run:
                 self.waiting[number] = self.trace[number]
                 self.changes += 1
             elif kind == _READY and number in self.vms:
-                self.vms[number].running, self.vms[number].idle_since = True, at_s
+                self._ready(number)
             elif kind == _END:
                 self._end(number)
             elif kind == _TICK and self.tick_at is not None and self.tick_at <= at_s:
@@ -131,8 +139,8 @@ class _Run:
             return
         most = max(vm.run.slots - vm.busy_slots for vm in self._open())
         chosen: list[int] = []
-        for number, job in self.waiting.items():
-            if job.cores <= most:
+        for number in self._in_turn():
+            if self.waiting[number].cores <= most:
                 chosen.append(number)
                 if len(chosen) >= free:
                     break
@@ -153,6 +161,25 @@ class _Run:
             run = self.found.jobs[placed.job_id]
             run.vm, run.start_s = placed.vm_id, self.now_s
             heappush(self.events, (self.now_s + job.wall_s, _END, placed.job_id))
+
+    def _in_turn(self) -> Iterable[int]:
+        """Return what waits in the order in which it is served."""
+        if not self.ranked:
+            return self.waiting
+        return sorted(self.waiting, key=lambda number: (-self.waiting[number].priority, number))
+
+    def _ready(self, number: int) -> None:
+        """Have a VM run; or fail, after which its pool asks for none for a while."""
+        chance = random.Random(f"{self.model.seed}:{number}").random()
+        if chance >= self.model.failing_launches:
+            self.vms[number].running, self.vms[number].idle_since = True, self.now_s
+            self.failures, self.paused_until = 0, None
+            return
+        self.vms[number].run.failed = True
+        self._close(number)
+        self.failures += 1
+        self.paused_until = self.now_s + min(_LONGEST_PAUSE_S, 2.0 ** min(self.failures, 11))
+        self.changes += 1
 
     def _end(self, number: int) -> None:
         job, run = self.trace[number], self.found.jobs[number]
@@ -231,6 +258,8 @@ class _Run:
             memory_bytes_per_vm=self.model.memory_bytes_per_vm,
             policy=name,
             policy_changed=name != (self.last_policy or ""),
+            launch_failures=self.failures,
+            paused_until=None if self.paused_until is None else self._time(self.paused_until),
         )
 
     def _slots(self, vm: _Vm) -> VmSlots:
@@ -259,7 +288,7 @@ class _Run:
     def _pending(self, number: int) -> PendingJob:
         job = self.waiting[number]
         at = self._time(job.submit_s)
-        return PendingJob(number, 1, 1, 0, at, job.cores, job.memory_bytes, None)
+        return PendingJob(number, 1, 1, job.priority, at, job.cores, job.memory_bytes, None)
 
     def _open(self) -> list[_Vm]:
         return [

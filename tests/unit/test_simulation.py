@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import pytest
@@ -196,3 +197,33 @@ def test_a_pool_that_may_have_no_vm_comes_to_an_end() -> None:
     assert found.jobs[0].start_s is None
     assert found.vms == []
     assert played(PoolModel()).jobs == []
+
+
+def test_higher_priorities_go_first_and_so_do_older_jobs() -> None:
+    model = PoolModel(size=None, instance_count=1, boot_s=0.0)
+    trace = [TraceRow(0, 10), *(TraceRow(1, 10, priority=p) for p in (0, 5, -3, 5))]
+    found = simulate(model, trace, start=MONDAY)
+    first = found.jobs[0].start_s or 0.0
+    started = [(run.start_s or 0.0) - first for run in found.jobs]
+    assert started == [0, 30, 10, 40, 20]
+
+
+def test_failing_launches_are_paid_for_and_pause_the_pool() -> None:
+    size = ElasticSettings(minimum_total_slots=0, maximum_total_slots=8, resize_period=1)
+    model = PoolModel(size=size, boot_s=30.0, price=1.0, failing_launches=0.5, seed=3)
+    trace = [TraceRow(float(n), 100.0) for n in range(40)]
+    found = simulate(model, trace, start=MONDAY)
+    failed = [vm for vm in found.vms if vm.failed]
+    assert all(run.end_s is not None for run in found.jobs)  # all ran, later
+    assert 0.2 < len(failed) / len(found.vms) < 0.8
+    assert {vm.closed_s for vm in failed} == {vm.ready_s for vm in failed}
+    assert any(step.decision.step == "paused" for step in found.steps)
+    assert simulate(model, trace, start=MONDAY) == found  # chance is the same each time
+    never = replace(model, failing_launches=1.0)
+    lost = simulate(never, trace[:2], start=MONDAY)
+    assert all(run.start_s is None for run in lost.jobs)
+    gaps = [b.asked_s - a.asked_s for a, b in pairwise(lost.vms)]
+    assert max(gaps) <= 300 + 30 + 2  # the longest pause
+    easy = simulate(replace(model, failing_launches=0.0), trace, start=MONDAY)
+    assert not any(vm.failed for vm in easy.vms)
+    assert easy.end_s < found.end_s

@@ -38,6 +38,8 @@ def test_times_give_the_start(tmp_path: Path) -> None:
     [
         ({"wall_s": 1}, "line 1: submit_s"),
         ({"submit_s": 0}, "line 1: wall_s"),
+        ({"submit_s": 0, "wall_s": 1, "priority": 1001}, "line 1: priority"),
+        ({"submit_s": 0, "wall_s": 1, "priority": 0.5}, "line 1: priority"),
         ({"submit_s": -1, "wall_s": 1}, "submit_s"),
         ({"submit_s": 0, "wall_s": 0}, "wall_s must be a number above 0"),
         ({"submit_s": 0, "wall_s": float("nan")}, "wall_s"),
