@@ -41,7 +41,7 @@ class Request:
 class LeaseVm:
     """A running VM. `unfit`: why it may not be leased, in words; empty: it may.
 
-    `holders`: the owners with a lease on it now; `last`: whose the last one was, with sandbox.
+    `holders`: the owners with a lease or jobs on it now; `last`: whose the last one was, with sandbox.
     """
 
     id: int
@@ -60,13 +60,19 @@ class LeaseVm:
 class Allowance:
     """How many VMs an owner may have in all and in a pool that says so, and has, in every state.
 
-    `most` None: any number. `pools`: (most, has) of each pool with a limit of its own.
+    `most` None: any number. `pools`: (most, has) of each pool with a limit of its own; `own`: where
+    that is the owner's, not everybody's.
     """
 
     name: str = ""
     most: int | None = None
     has: int = 0
     pools: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    own: frozenset[int] = frozenset()
+
+    def word(self, pool_id: int) -> str:
+        """Return what the limit in a pool is called."""
+        return "max_vms in the pool" if pool_id in self.own else "max_vms_per_owner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +285,9 @@ class _Match:
             return f"owner {allowance.name} may have no VM (max_vms is 0)"
         limits = [allowance.pools.get(pool, (None, 0))[0] for pool in request.pool_ids]
         if limits and all(most == 0 for most in limits):
-            return f"owner {allowance.name} may have no VM of these pools (max_vms_per_owner is 0)"
+            words = {allowance.word(pool) for pool in request.pool_ids}
+            told = " and ".join(f"{word} is 0" for word in sorted(words))
+            return f"owner {allowance.name} may have no VM of these pools ({told})"
         return ""
 
     def _served(self, request: Request) -> Grant | None:
@@ -369,7 +377,7 @@ def _limits(allowance: Allowance, pools: Sequence[int]) -> str:
     told = [] if allowance.most is None else [f"max_vms {allowance.most}"]
     if allowance.most is None or allowance.has < allowance.most:
         told += [
-            f"max_vms_per_owner {allowance.pools[pool][0]}"
+            f"{allowance.word(pool)} {allowance.pools[pool][0]}"
             for pool in pools
             if pool in allowance.pools
         ]

@@ -19,8 +19,12 @@ def _quotas(row: Mapping[str, Any]) -> str:
         where = f" in {quota['pool']}" if quota["pool"] else ""
         told += [
             f"{quota[name]} {what}{where}"
-            for name, what in (("max_slots", "slots"), ("max_queued", "queued"))
-            if quota[name] is not None
+            for name, what in (
+                ("max_slots", "slots"),
+                ("max_queued", "queued"),
+                ("max_vms", "VMs"),
+            )
+            if quota.get(name) is not None
         ]
     return ", ".join(told)
 
@@ -76,7 +80,7 @@ def list_owners(as_json: bool) -> None:
 @click.option("--max-queued", type=click.IntRange(0), metavar="N", help="Jobs of it that may wait.")
 @click.option("--no-max-queued", is_flag=True, help="Any number of waiting jobs.")
 @click.option(
-    "--pool", metavar="POOL", help="The limits of slots and waiting jobs are of this pool."
+    "--pool", metavar="POOL", help="The limits of slots, waiting jobs and VMs are of this pool."
 )
 @click.option("--max-vms", type=click.IntRange(0), metavar="N", help="At most so many VMs at once.")
 @click.option("--no-max-vms", is_flag=True, help="Any number of VMs.")
@@ -85,9 +89,9 @@ def list_owners(as_json: bool) -> None:
 def set_(name: str, pool: str | None, weight: float | None, **given: Any) -> None:
     """Set an owner's part and what it may have; what is not named stays as it is.
 
-    The limits of slots and waiting jobs hold in all pools together, or in one (--pool). VMs
-    count from their first lease or job for the owner until they are gone, pools until they are
-    deleted; those it has stay.
+    The limits of slots, waiting jobs and VMs hold in all pools together, or in one (--pool). VMs
+    count while its leases or jobs are there; those that serve it alone until they are gone. Pools
+    count until they are deleted. What it has stays.
     """
     changes: dict[str, Any] = {} if weight is None else {"weight": weight}
     for key in ("group", "max_slots", "max_queued", "max_vms", "max_pools"):

@@ -49,8 +49,8 @@ class Owning:
 
         `weight`: its part where several owners' jobs wait, against theirs. `group`: the owner whose
         weight and quotas it shares with the other members. `max_slots`: slots its jobs may have,
-        `max_queued`: jobs that may wait; both of that `pool`, else in all together. `max_vms`: VMs
-        that may serve it before it gets no more by leases. `max_pools`: pools it may have before it
+        `max_queued`: jobs that may wait, `max_vms`: VMs that may serve it, its leases and jobs, at once;
+        all of that `pool`, else in all together. `max_pools`: pools it may have before it
         can make no more; they count until they are deleted. What it has at the time stays.
         Raises BadInput, UnknownPool, Refused (of groups of groups).
         """
@@ -63,7 +63,9 @@ class Owning:
 
 
 def _checked(changes: Mapping[str, Any], *, in_pool: bool) -> dict[str, Any]:
-    possible = {"max_slots", "max_queued"} if in_pool else set(OwnerChanges.__annotations__)
+    possible = (
+        {"max_slots", "max_queued", "max_vms"} if in_pool else set(OwnerChanges.__annotations__)
+    )
     unknown = sorted(set(changes) - possible)
     if unknown:
         of = "of an owner in a pool" if in_pool else "of an owner"

@@ -46,6 +46,7 @@ def waiting_reasons(facts: Mapping[str, Any]) -> list[Reason]:
         )
         found.append(Reason("array_limit", text, blocks=True))
     found += [_quota(job, quota) for quota in facts["quotas"]]
+    found += [_vm_limit(limit) for limit in facts["vm_limits"]]
     if facts["deadline_s"] is not None:
         left = max(0, facts["deadline_s"])
         text = f"It is ended (QUEUE_TIMEOUT) unless it starts in {left:.0f} s (max_queue_s)."
@@ -70,6 +71,15 @@ def _quota(job: Mapping[str, Any], quota: Mapping[str, Any]) -> Reason:
     text = (
         f"Owner {quota['name']}{whose} may have {_count(quota['max_slots'], 'slot')}{where} (max_slots) "
         f"and has all but {quota['left']} of them; the job needs {job['cores']}."
+    )
+    return Reason("quota", text, blocks=True)
+
+
+def _vm_limit(limit: Mapping[str, Any]) -> Reason:
+    where = f" of pool {limit['pool']}" if limit["pool"] else ""
+    text = (
+        f"Owner {limit['name']} has as many VMs{where} as it may ({limit['word']} {limit['most']}); "
+        "the job waits for room on those, or for one of them to end."
     )
     return Reason("quota", text, blocks=True)
 

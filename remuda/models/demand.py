@@ -13,12 +13,13 @@ from typing import Any
 from sqlalchemy import Connection
 
 from remuda.constraints import Hardware, hardware_of, unmet
-from remuda.models import quotas
+from remuda.models import quotas, vm_quotas
 from remuda.models.array_limits import array_rooms
 from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.waiting_shapes import Look, waiting_shapes
+from remuda.owned_vms import OwnedVms
 
 _KINDS = 50  # of a pool's latest VMs tell what the next one will be like
 
@@ -155,10 +156,11 @@ def demands_of(
     array_room = array_rooms(connection, limited)
     stopped = [row["id"] for row in rows(connection, _STOPPED)]
     quota = quotas.rooms(connection)
+    owned = vm_quotas.rooms(connection, ids)
     found = waiting_shapes(
         connection,
         [_look(pool, known[pool["id"]]) for pool in pools],
-        with_quota=quota.members,
+        with_quota=[*quota.members, *owned.has],
         limited=limited,
         stopped=stopped,
     )
@@ -180,6 +182,7 @@ def demands_of(
             wishes[key],
             array_room=dict(array_room),
             quota=replace(quota, left=dict(quota.left)),
+            owned=owned,
         )
         for key, pool in zip(ids, pools, strict=True)
     }
@@ -209,11 +212,13 @@ def _demand(
     *,
     array_room: dict[int, int],
     quota: quotas.QuotaRoom,
+    owned: OwnedVms,
 ) -> tuple[int, list[Shape]]:
     mine = limits[pool["id"]]
     by_owner = pool["isolation"] != "shared"
     slots = int(found[0]["all_slots"]) if found else 0
     shapes: list[Shape] = []
+    new: dict[int, int] = {}  # slots of the VMs that their limits still let owners have
     for row in found:
         wanted = {name: row[name] for name in _FIELDS}
         count = row["count"] if _is_here(mine, row["pool_ids"], limits, wanted) else 0
@@ -221,6 +226,11 @@ def _demand(
             count = max(0, min(count, array_room[row["array_id"]]))
             array_room[row["array_id"]] -= count
         if row["owner_id"] is not None:
+            more = owned.more(row["owner_id"], mine.id)
+            if more is not None:
+                left = new.setdefault(row["owner_id"], more * mine.slots)
+                count = min(count, left // row["cores"])
+                new[row["owner_id"]] -= count * row["cores"]
             count = quota.take(row["owner_id"], mine.id, count=count, cores=row["cores"])
         slots -= (row["count"] - count) * row["cores"]
         if count:

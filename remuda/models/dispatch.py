@@ -3,7 +3,8 @@
 Both run in one transaction. Dispatchers share the work by pools, of which each is in the hand of one
 (an advisory lock). The row locks of the VMs protect their slots (no one else places on, drains or
 closes them meanwhile). Quotas and arrays with a limit are locked where their jobs could be placed, and
-only then: who holds one alone places jobs under it. Jobs are looked at as they are; those that are
+only then: who holds one alone places jobs under it. Owners with a limit of VMs are locked first of
+all, before the VMs, as whoever leases does. Jobs are looked at as they are; those that are
 chosen are locked, if they still wait. Whatever SKIP LOCKED skips, another has in hand.
 """
 
@@ -18,6 +19,7 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 
 from remuda.fairness import FairShares
+from remuda.models import vm_quotas
 from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.free_vms import lock_vms
@@ -26,6 +28,7 @@ from remuda.models.quotas import QuotaRoom
 from remuda.models.rooms import VmRoom
 from remuda.models.states import OPEN_POOL
 from remuda.models.waiting import WaitingJob, WaitingJobs
+from remuda.owned_vms import OwnedVms
 
 Release = tuple[float | None, int, int, int]
 
@@ -35,11 +38,12 @@ class Snapshot:
     """What can be placed where, at the database's `now`.
 
     `array_room`: how many more jobs of the arrays that have a limit may be on machines; `quota`: how
-    many more slots owners may have. `cut`: the (pool, owner) of which there may be more jobs, which
-    come after those that are here (pool 0: of jobs that may go to several). `releases`: of VMs with
-    jobs that wait for room, (seconds until it ends if known, slots, memory, GPUs) of each attempt.
+    many more slots owners may have, `owned`: how many more VMs. `cut`: the (pool, owner) of which
+    there may be more jobs, which come after those that are here (pool 0: of jobs that may go to
+    several). `releases`: of VMs with jobs that wait for room, (seconds until it ends if known, slots,
+    memory, GPUs) of each attempt.
     `skipped_free`, `skipped_ahead`: jobs that could have free slots, or be placed ahead, were left to
-    others, who just place jobs under the same quota or of the same array.
+    others, who just place jobs under the same quota or limit of VMs, or of the same array.
     """
 
     now: datetime
@@ -52,6 +56,7 @@ class Snapshot:
     releases: Mapping[int, Sequence[Release]] = field(default_factory=dict)
     skipped_free: bool = False
     skipped_ahead: bool = False
+    owned: OwnedVms = field(default_factory=OwnedVms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +84,8 @@ _SEVERAL = text(f"SELECT EXISTS (SELECT FROM jobs j WHERE {READY} AND j.pool_ids
 # The statements that follow look costly to the planner and are not: compiling them would be, and so
 # would planning them anew each time. A plan that is kept may be older than the jobs that wait: it must
 # be the one for many, by the indexes made for it.
-_NOW = text("""
-    SELECT now(), EXISTS (SELECT FROM quotas WHERE max_slots IS NOT NULL),
+_NOW = text(f"""
+    SELECT now(), EXISTS (SELECT FROM quotas WHERE max_slots IS NOT NULL), {vm_quotas.ANY},
            set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true),
            set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true),
            set_config('plan_cache_mode', 'force_generic_plan', true)
@@ -186,12 +191,14 @@ def take_snapshot(
     quotas and of arrays that another dispatcher holds are left to it.
     """
     wanted = waiting_pools(connection) if pools is None else pools
-    now, limited, *_ = connection.execute(_NOW).one()
+    now, limited, vms_limited, *_ = connection.execute(_NOW).one()
+    owned = vm_quotas.lock(connection, wanted, wait=wait) if vms_limited else OwnedVms()
     vms = lock_vms(connection, wanted, horizon_s=horizon_s)
     waiting = WaitingJobs(
         connection,
         vms,
         limited=limited,
+        owned=owned,
         wait=wait,
         half_life_s=half_life_s,
         max_ahead=max_ahead,
@@ -199,18 +206,25 @@ def take_snapshot(
         reserve_after_s=reserve_after_s,
         most=most,
     ).find()
-    found = [job for job in waiting.jobs if job.reserves]
+    jobs = waiting.jobs
+    if (
+        vms_limited
+    ):  # what came since the locks were taken, of whom they are not held, is for the next
+        late = vm_quotas.late(connection, {job.owner_id for job in jobs}, wanted, owned)
+        jobs = tuple(job for job in jobs if job.owner_id not in late)
+    found = [job for job in jobs if job.reserves]
     return Snapshot(
         now,
-        waiting.jobs,
+        jobs,
         vms,
         waiting.array_room,
         waiting.quota,
         waiting.shares,
         waiting.cut,
         _releases(connection, vms) if found else {},
-        waiting.skipped_free,
+        waiting.skipped_free or owned.skipped,
         waiting.skipped_ahead,
+        owned,
     )
 
 

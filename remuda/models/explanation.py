@@ -85,6 +85,7 @@ def explain_facts(
             if i in by_id
         ],
         "quotas": prospects.full_quotas(connection, found, list(ids)),
+        "vm_limits": prospects.full_vm_limits(connection, found["owner_id"], list(ids)),
         "parents": [dict(row) for row in rows(connection, _PARENTS, id=job_id)],
         "array": _array(connection, found["array_id"]),
         "budget_stop": rows(

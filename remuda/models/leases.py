@@ -16,10 +16,12 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, text
 
 from remuda.errors import IllegalTransition, StaleHolder, UnknownLease
+from remuda.models import vm_quotas
 from remuda.models.database import LEASE_CHANNEL, rows
 from remuda.models.vm_life import close_idle
 
-_ACQUIRE = """
+# Whom a limit of VMs says something of is served by matching alone.
+_ACQUIRE = f"""
     SELECT * FROM remuda_lease_acquire(
       -- Whose budget is used up gets, or gives, nothing.
       ARRAY(SELECT p.id FROM pools p WHERE p.id = ANY(CAST(:pools AS bigint[]))
@@ -29,6 +31,7 @@ _ACQUIRE = """
       :owner, :sandbox, CAST(:slots AS int), CAST(:ttl_s AS float8),
       CAST(:token AS uuid), CAST(:task_id AS text), CAST(:build_id AS text),
       CAST(:labels AS jsonb), :holder)
+    WHERE (SELECT NOT EXISTS (SELECT FROM owners o WHERE o.name = :owner AND {vm_quotas.LIMITED}))
 """
 
 _END = """
@@ -80,7 +83,8 @@ def acquire(
 ) -> dict[str, Any] | None:
     """Lease `slots` (None: all) of a free VM of the pools, in their order; None when there is none.
 
-    Nor does it overtake anybody who waits for one of these pools: see `lease_requests`. One call
+    Nor does it overtake anybody who waits for one of these pools, or serve whom a limit of VMs
+    concerns: see `lease_requests`. One call
     that, given a token, may be repeated if its answer is lost. Returns the lease (id, token,
     expires_at, slots) with the VM (vm_id, name, address, ips).
     """

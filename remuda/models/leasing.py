@@ -6,12 +6,14 @@ A VM's row lock protects its slots: whoever leases holds it, as a dispatcher doe
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection, text
 
 from remuda.matching import Allowance, LeaseVm
+from remuda.models import vm_quotas
 from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.states import OPEN_POOL
@@ -26,7 +28,9 @@ _TAKE = text("""
 """)
 
 _ROOMS = f"""
-    SELECT r.* FROM remuda_lease_vms(CAST(:pools AS bigint[]), CAST(:vms AS bigint[])) r
+    SELECT r.*, ARRAY(SELECT l.owner_id FROM leases l WHERE l.vm_id = r.id AND l.for_jobs
+                        AND l.released_at IS NULL) AS workers
+    FROM remuda_lease_vms(CAST(:pools AS bigint[]), CAST(:vms AS bigint[])) r
     JOIN vms v ON v.id = r.id JOIN pools p ON p.id = r.pool_id
     WHERE NOT v.draining AND p.state IN ({sql_list(OPEN_POOL)})
 """
@@ -41,40 +45,36 @@ def allowances(
     connection: Connection, owners: Sequence[int], pool_ids: Sequence[int]
 ) -> dict[int, Allowance]:
     """Return what the owners that have a limit may have and have, which stays so until the end."""
-    pools = {
-        row["id"]: row["most"]
-        for row in rows(
-            connection,
-            """SELECT id, max_vms_per_owner AS most FROM pools
-               WHERE id = ANY(:pools) AND max_vms_per_owner IS NOT NULL""",
-            pools=list(pool_ids),
-        )
-    }
     limited = rows(
         connection,
-        """SELECT id, name, max_vms, remuda_lock_owner(id)::text AS locked FROM (
-             SELECT id, name, max_vms FROM owners
-             WHERE id = ANY(:owners) AND (:all OR max_vms IS NOT NULL) ORDER BY id) AS o""",
+        f"""SELECT id, remuda_lock_owner(id)::text AS locked FROM (
+             SELECT id FROM owners o WHERE id = ANY(:owners) AND {vm_quotas.LIMITED} ORDER BY id) AS o""",
         owners=list(owners),
-        all=bool(pools),
+        pools=list(pool_ids),
     )
-    has: dict[int, dict[int, int]] = defaultdict(dict)
+    ids = [row["id"] for row in limited]
+    if not ids:
+        return {}
     # A statement of its own: it sees what the locks' last holders did.
-    for row in rows(
-        connection,
-        "SELECT * FROM remuda_vms_of(CAST(:owners AS bigint[]))",
-        owners=[row["id"] for row in limited],
-    ):
-        has[row["owner_id"]][row["pool_id"]] = row["count"]
-    return {
-        row["id"]: Allowance(
-            name=row["name"],
-            most=row["max_vms"],
-            has=sum(has[row["id"]].values()),
-            pools={pool: (most, has[row["id"]].get(pool, 0)) for pool, most in pools.items()},
+    has: dict[int, Counter[int]] = defaultdict(Counter)
+    for row in rows(connection, vm_quotas.VMS_OF, owners=ids):
+        has[row["owner_id"]][row["pool_id"]] += 1
+    found: dict[int, Allowance] = {}
+    for row in vm_quotas.limits(connection, ids, pool_ids):
+        mine, pool = has[row["id"]], row["pool_id"]
+        one = found.setdefault(
+            row["id"],
+            Allowance(
+                name=row["name"], most=row["max_vms"], has=mine.total(), pools={}, own=frozenset()
+            ),
         )
-        for row in limited
-    }
+        if row["most"] is not None:
+            found[row["id"]] = replace(
+                one,
+                pools={**one.pools, pool: (row["most"], mine[pool])},
+                own=one.own | ({pool} if row["most"] == row["own"] else frozenset()),
+            )
+    return found
 
 
 def rooms(
@@ -93,7 +93,7 @@ def rooms(
             isolation=row["isolation"],
             bound_owner_id=row["bound_owner_id"],
             bound_sandbox=row["bound_sandbox"],
-            holders=frozenset(row["holders"] or ()),
+            holders=frozenset([*(row["holders"] or ()), *row["workers"]]),
             last=None
             if row["leased_owner_id"] is None
             else (row["leased_owner_id"], row["leased_sandbox"] or ""),

@@ -16,19 +16,20 @@ from remuda.models.submit import owner_id
 def change(
     connection: Connection, name: str, changes: Mapping[str, Any], *, pool_id: int | None = None
 ) -> None:
-    """Set what is given of an owner, made when new; quotas of slots and of waiting jobs in the pool.
+    """Set what is given of an owner, made when new; quotas in the pool, if given.
 
     Raises Refused when a group would be in a group.
     """
     owner = owner_id(connection, name)
-    for column in changes.keys() & {"weight", "max_vms", "max_pools"}:
+    in_pool = {"max_slots", "max_queued"} | (set() if pool_id is None else {"max_vms"})
+    for column in changes.keys() & {"weight", "max_vms", "max_pools"} - in_pool:
         connection.execute(
             text(f"UPDATE owners SET {column} = :value WHERE id = :id"),
             {"value": changes[column], "id": owner},
         )
     if "group" in changes:
         _join(connection, owner, name, changes["group"])
-    limits = {key: changes[key] for key in changes.keys() & {"max_slots", "max_queued"}}
+    limits = {key: changes[key] for key in changes.keys() & in_pool}
     if limits:
         quotas.change(connection, owner, pool_id, limits)
     connection.execute(
@@ -70,7 +71,9 @@ _LISTING = """
            (SELECT count(*) FROM pools p WHERE p.owner_id = o.id
               AND p.state <> 'PENDING_DELETE')::int AS pools,
            (SELECT count(*) FROM owners m WHERE m.group_id = o.id)::int AS members,
-           coalesce((SELECT sum(c.count) FROM remuda_vms_of(ARRAY[o.id]) c), 0)::int AS vms,
+           (SELECT count(*) FROM vms v WHERE v.state <> 'HALTED' AND (v.bound_owner_id = o.id
+              OR v.id IN (SELECT l.vm_id FROM leases l WHERE l.owner_id = o.id
+                            AND l.released_at IS NULL)))::int AS vms,
            (SELECT count(*) FROM leases l WHERE l.owner_id = o.id AND l.released_at IS NULL
               AND NOT l.for_jobs)::int AS leases,
            (SELECT count(*) FROM lease_requests q WHERE q.owner_id = o.id

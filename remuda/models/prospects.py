@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from remuda.models import quotas, usage
+from remuda.models import quotas, usage, vm_quotas
 from remuda.models.database import rows
 from remuda.models.jobs import READY
 
@@ -115,3 +115,28 @@ def full_quotas(
     left = quotas.rooms(connection).left
     told = [{**row, "left": max(0, left[row["owner_id"], row["pool_id"]])} for row in found]
     return [row for row in told if row["left"] < job["cores"]]
+
+
+def full_vm_limits(
+    connection: Connection, owner_id: int, pool_ids: list[int]
+) -> list[dict[str, Any]]:
+    """Return the limits of VMs that leave the owner none more, if that is so in all the pools.
+
+    Each with the owner's `name`, the `pool` (None: all), `most`, and what it is called (`word`).
+    """
+    owned = vm_quotas.of(connection, [owner_id], pool_ids)
+    if any(owned.more(owner_id, pool) != 0 for pool in pool_ids):
+        return []
+    found = vm_quotas.limits(connection, [owner_id], pool_ids)
+    name, most = found[0]["name"], found[0]["max_vms"]
+    if most is not None and owned.left[owner_id, None] <= 0:
+        return [{"name": name, "pool": None, "most": most, "word": "max_vms"}]
+    return [
+        {
+            "name": name,
+            "pool": row["pool"],
+            "most": row["most"],
+            "word": "max_vms" if row["most"] == row["own"] else "max_vms_per_owner",
+        }
+        for row in found
+    ]

@@ -163,25 +163,31 @@ def refuse_over_queue(connection: Connection, owner: int, pool_id: int, count: i
 
 
 _SET = text("""
-    INSERT INTO quotas (owner_id, pool_id, max_slots, max_queued)
-    VALUES (:owner, :pool, :max_slots, :max_queued)
-    ON CONFLICT (owner_id, coalesce(pool_id, 0))
-    DO UPDATE SET max_slots = excluded.max_slots, max_queued = excluded.max_queued
+    INSERT INTO quotas (owner_id, pool_id, max_slots, max_queued, max_vms)
+    VALUES (:owner, :pool, :max_slots, :max_queued, :max_vms)
+    ON CONFLICT (owner_id, coalesce(pool_id, 0)) DO UPDATE SET
+      max_slots = excluded.max_slots, max_queued = excluded.max_queued, max_vms = excluded.max_vms
 """)
+
+
+_LIMITS = ("max_slots", "max_queued", "max_vms")
 
 
 def change(
     connection: Connection, owner: int, pool_id: int | None, values: Mapping[str, int | None]
 ) -> None:
-    """Set `max_slots` or `max_queued` (those that are given; None: no limit) in a pool or in all."""
+    """Set `max_slots`, `max_queued`, `max_vms` (those that are given; None: no limit).
+
+    In a pool; the first two also in all.
+    """
     key = {"owner": owner, "pool": pool_id}
     of_it = "owner_id = :owner AND pool_id IS NOT DISTINCT FROM CAST(:pool AS bigint)"
     there = rows(
         connection,
-        f"SELECT max_slots, max_queued FROM quotas WHERE {of_it} FOR UPDATE",
+        f"SELECT {', '.join(_LIMITS)} FROM quotas WHERE {of_it} FOR UPDATE",
         **key,
     )
-    now = {"max_slots": None, "max_queued": None, **(there[0] if there else {}), **values}
+    now = {**dict.fromkeys(_LIMITS), **(there[0] if there else {}), **values}
     if any(value is not None for value in now.values()):
         connection.execute(_SET, {**key, **now})
     else:
@@ -189,11 +195,11 @@ def change(
 
 
 def listing(connection: Connection) -> dict[int, list[dict[str, Any]]]:
-    """Return the quotas (pool, None: all; max_slots, max_queued) by their owner's id."""
+    """Return the quotas (pool, None: all; max_slots, max_queued, max_vms) by their owner's id."""
     found: dict[int, list[dict[str, Any]]] = {}
     for row in rows(
         connection,
-        """SELECT q.owner_id, p.name AS pool, q.max_slots, q.max_queued FROM quotas q
+        """SELECT q.owner_id, p.name AS pool, q.max_slots, q.max_queued, q.max_vms FROM quotas q
            LEFT JOIN pools p ON p.id = q.pool_id ORDER BY q.owner_id, p.name NULLS FIRST""",
     ):
         found.setdefault(row["owner_id"], []).append({k: row[k] for k in row if k != "owner_id"})

@@ -23,6 +23,7 @@ from remuda.models.deadlines import end_overdue
 from remuda.models.quotas import QuotaRoom
 from remuda.models.rooms import Room, VmRoom, fits, rooms_of
 from remuda.models.shapes import JOBS_OF_ONE, JOBS_OF_SEVERAL, SEVERAL, SHAPES, Head
+from remuda.owned_vms import OwnedVms
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class WaitingJobs:
         vms: Sequence[VmRoom],
         *,
         limited: bool,
+        owned: OwnedVms,
         wait: bool,
         half_life_s: float,
         max_ahead: int,
@@ -91,10 +93,14 @@ class WaitingJobs:
         reserve_after_s: float,
         most: int,
     ) -> None:
-        """See `remuda.models.dispatch.take_snapshot`; `limited`: there are quotas of slots."""
+        """See `remuda.models.dispatch.take_snapshot`; `limited`: there are quotas of slots.
+
+        `owned`: what limits of VMs leave, the owners locked.
+        """
         self._connection = connection
         self._vms = vms
         self._limited = limited
+        self._owned = owned
         self._wait = wait
         self._arrays = ArrayLimits(connection, wait=wait)
         self._quota = QuotaRoom()
@@ -105,6 +111,7 @@ class WaitingJobs:
         self._reserve_after_s = reserve_after_s
         self._most = most
         self._rooms: dict[int, list[Room]] = defaultdict(list)
+        self._own_rooms: dict[tuple[int, int], list[Room]] = {}
         for room in rooms_of(vms, max_ahead, horizon_s):
             self._rooms[room.pool_id].append(room)
         # In pools whose rooms are all the same to everybody, who asks for the same fits the same.
@@ -167,7 +174,10 @@ class WaitingJobs:
         """Return whether jobs like this fit into free slots; None: neither there nor ahead."""
         plain = (
             None
-            if head.constraints or head.pool_ids or head.pool_id in self._bound
+            if head.constraints
+            or head.pool_ids
+            or head.pool_id in self._bound
+            or head.owner_id in self._owned.has
             else (head.pool_id, head.cores, head.memory_bytes, head.gpus, head.architecture)
         )
         if plain not in self._known:
@@ -179,9 +189,20 @@ class WaitingJobs:
         return {
             room.ahead
             for pool in head.pool_ids or [head.pool_id]
-            for room in self._rooms.get(pool, ())
+            for room in self._rooms_for(head.owner_id, pool)
             if not room.whole and fits(head, room)
         }
+
+    def _rooms_for(self, owner_id: int, pool_id: int) -> Sequence[Room]:
+        """Return the rooms of a pool that its limit of VMs leaves the owner."""
+        only = self._owned.only(owner_id, pool_id)
+        if only is None:
+            return self._rooms.get(pool_id, ())
+        if (owner_id, pool_id) not in self._own_rooms:
+            mine = [vm for vm in self._vms if vm.pool_id == pool_id and vm.id in only]
+            rooms = rooms_of(mine, self._max_ahead, self._horizon_s)
+            self._own_rooms[owner_id, pool_id] = list(rooms)
+        return self._own_rooms[owner_id, pool_id]
 
     def _within_quotas(
         self, fitting: Sequence[tuple[Head, bool]], old: Iterable[Head]
@@ -312,7 +333,7 @@ class WaitingJobs:
             rooms = [
                 room
                 for pool in head.pool_ids or [head.pool_id]
-                for room in self._rooms.get(pool, ())
+                for room in self._rooms_for(head.owner_id, pool)
                 if fits(head, room)
             ]
             if any(room.whole for room in rooms) and all(

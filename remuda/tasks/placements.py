@@ -206,4 +206,5 @@ def for_placement(
         quota_room=snapshot.quota.left,
         group_of=snapshot.quota.group_of,
         cut=snapshot.cut,
+        owned=snapshot.owned,
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 from remuda.constraints import Hardware
 from remuda.fairness import UNKNOWN_WALL_S, FairShares, Ledger, in_fair_order
+from remuda.owned_vms import OwnedVms
 from remuda.workers.allowances import Allowances, QuotaKey
 from remuda.workers.reserving import Release
 from remuda.workers.rooms import OWNER, SHARED, SINGLE_USE, PoolRooms, binding
@@ -99,7 +100,7 @@ class PlacementSnapshot:
     attempts; jobs longer than the horizon, of unknown length, or with GPUs are never placed ahead.
     `array_room`: how many more jobs of an array may be on machines, for those that have a limit.
     `quota_room`: how many more slots owners and groups may have, in a pool or (None) in all, `group_of`
-    the groups of those with quotas.
+    the groups of those with quotas. `owned`: how many more VMs owners may have.
     `cut`: of which (pool, owner) there may be more jobs, which come after those that are here; where
     these run out nothing is placed any more, as one of the others might come next.
     """
@@ -113,6 +114,7 @@ class PlacementSnapshot:
     quota_room: Mapping[QuotaKey, int] = field(default_factory=dict)
     group_of: Mapping[int, int] = field(default_factory=dict)
     cut: frozenset[tuple[int, int]] = frozenset()
+    owned: OwnedVms = field(default_factory=OwnedVms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +143,20 @@ def place(snapshot: PlacementSnapshot, now: datetime) -> list[Placement]:
     }
     ledger = Ledger(snapshot.shares)
     allowances = Allowances(snapshot.array_room, snapshot.quota_room, snapshot.group_of)
+    owned = snapshot.owned.copy()
     ends = _Ends(snapshot)
     placements = []
     for job in in_fair_order(snapshot.jobs, ledger):
         open_to_it = ends.still_open([p for p in allowances.pools(job) if p in pools])
         if job.reserves:
-            any(pools[pool].reserve(job) for pool in open_to_it)
+            any(pools[pool].reserve(job, owned.only(job.owner_id, pool)) for pool in open_to_it)
             continue
-        found = _place_one(job, open_to_it, pools)
+        found = _place_one(job, open_to_it, pools, owned)
         if found is not None:
             placement, pool_id = found
             placements.append(placement)
             allowances.take(job, pool_id)
+            owned.take(job.owner_id, pool_id, placement.vm_id)
             wall_s = UNKNOWN_WALL_S if job.expected_wall_s is None else job.expected_wall_s
             ledger.charge(job.owner_id, job.cores * wall_s)
             ends.served(pool_id)
@@ -202,14 +206,18 @@ def _source(job: PendingJob) -> tuple[int, int]:
 
 
 def _place_one(
-    job: PendingJob, open_to_it: Sequence[int], pools: Mapping[int, PoolRooms]
+    job: PendingJob,
+    open_to_it: Sequence[int],
+    pools: Mapping[int, PoolRooms],
+    owned: OwnedVms,
 ) -> tuple[Placement, int] | None:
-    for pool in open_to_it:
-        vm_id = pools[pool].take_free(job)
-        if vm_id is not None:
-            return Placement(job.id, vm_id, ahead=False), pool
-    for pool in open_to_it:
-        vm_id = pools[pool].take_ahead(job)
-        if vm_id is not None:
-            return Placement(job.id, vm_id, ahead=True), pool
+    mine = owned.has.get(job.owner_id)  # an owner with a limit of VMs fills those it has first
+    for ahead in (False, True):
+        for pool in open_to_it:
+            take = pools[pool].take_ahead if ahead else pools[pool].take_free
+            vm_id = take(job, mine)
+            if vm_id is None and mine is not None and owned.more(job.owner_id, pool) != 0:
+                vm_id = take(job)
+            if vm_id is not None:
+                return Placement(job.id, vm_id, ahead=ahead), pool
     return None

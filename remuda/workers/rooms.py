@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +47,12 @@ class PoolRooms:
             if key is not None or self._isolation == SHARED
         }
 
-    def take_free(self, job: PendingJob) -> int | None:
-        """Give the job free slots: of a VM bound to its owner or sandbox first, reserved ones last."""
-        allowed = self._allowed(job)
+    def take_free(self, job: PendingJob, only: Collection[int] | None = None) -> int | None:
+        """Give the job free slots: of a VM bound to its owner or sandbox first, reserved ones last.
+
+        `only`: of one of these VMs.
+        """
+        allowed = self._allowed(job, only)
         if allowed is not None and not allowed:
             return None
         vm_id = self._take_unreserved(job, allowed)
@@ -75,12 +78,12 @@ class PoolRooms:
                 self._free.setdefault(mine, _FreeSlots(())).put(vm_id, *left)
         return vm_id
 
-    def take_ahead(self, job: PendingJob) -> int | None:
-        """Give the job a place in the shortest queue of those it can ever fit."""
+    def take_ahead(self, job: PendingJob, only: Collection[int] | None = None) -> int | None:
+        """Give the job a place in the shortest queue of those it can ever fit, of `only` these VMs."""
         mine = binding(self._isolation, job.owner_id, job.sandbox)
         if mine not in self._queues or job.gpus:
             return None
-        allowed = self._allowed(job)
+        allowed = self._allowed(job, only)
         if allowed is not None and not allowed:
             return None
         vm_id = self._queues[mine].take(job, allowed)
@@ -89,12 +92,15 @@ class PoolRooms:
             self._free[mine].close(vm_id)
         return vm_id
 
-    def reserve(self, job: PendingJob) -> bool:
-        """Keep the VM on which it can start soonest for a job that found no room, if it is the first."""
+    def reserve(self, job: PendingJob, only: Collection[int] | None = None) -> bool:
+        """Keep the VM on which it can start soonest for a job that found no room, if it is the first.
+
+        `only`: one of these.
+        """
         if self._reservation is not None or self._isolation == SINGLE_USE:
             return False
         mine = binding(self._isolation, job.owner_id, job.sandbox)
-        allowed = self._allowed(job)
+        allowed = self._allowed(job, only)
         left = {
             vm.id: (key, self._free[key].left(vm.id))
             for vm in self._vms
@@ -112,8 +118,14 @@ class PoolRooms:
             self._queues[found.bound].close(found.vm_id)
         return True
 
-    def _allowed(self, job: PendingJob) -> frozenset[int] | None:
-        """Return the VMs that are what the job asks for; None: any of them."""
+    def _allowed(self, job: PendingJob, only: Collection[int] | None) -> frozenset[int] | None:
+        """Return the VMs (of `only` these) that are what the job asks for; None: any of them."""
+        fitting = self._fitting_vms(job)
+        if only is None:
+            return fitting
+        return frozenset(only) if fitting is None else fitting.intersection(only)
+
+    def _fitting_vms(self, job: PendingJob) -> frozenset[int] | None:
         if job.architecture is None and not job.constraints:
             return None
         needs = (job.architecture, *sorted((job.constraints or {}).items()))

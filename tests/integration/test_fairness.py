@@ -256,8 +256,8 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(bench: Workbench) -> 
         [bob] = [owner for owner in before if owner["name"] == "bob"]
         assert (bob["weight"], bob["group"], bob["max_vms"]) == (3, "team", 2)
         assert bob["quotas"] == [
-            {"pool": None, "max_slots": 4, "max_queued": None},
-            {"pool": "herd", "max_slots": 1, "max_queued": 2},
+            {"pool": None, "max_slots": 4, "max_queued": None, "max_vms": None},
+            {"pool": "herd", "max_slots": 1, "max_queued": 2, "max_vms": None},
         ]
         client.set_owner("bob", group=None, max_slots=None)
         [bob] = [owner for owner in client.owners() if owner["name"] == "bob"]

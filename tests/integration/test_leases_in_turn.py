@@ -77,8 +77,8 @@ def test_what_nobody_can_be_given_holds_nobody_up(engine: Engine) -> None:
         pool = make_pool(connection, slots_per_vm=2, isolation="owner")
         make_vms(connection, pool, 2)
         _held(connection, pool, slots=1)
-        owners.change(connection, "full", {"max_vms": 1})
         _held(connection, pool, owner="full", slots=2)
+        owners.change(connection, "full", {"max_vms": 1})
         stuck = [make_wish(connection, pool, owner="full") for _ in range(20)]
         assert lease_requests.serve(connection) == 0
         told = {r["id"]: r["reason"] for r in lease_requests.waiting(connection)}

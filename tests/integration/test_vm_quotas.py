@@ -1,0 +1,168 @@
+"""Limits of VMs per owner: of jobs and leases together, in all and in a pool, exact in a crowd."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from remuda import BadInput, JobSpec, NoVmAvailable, Refused
+from remuda.models import demand, lease_requests, owners, vm_quotas
+from remuda.models.database import rows, transact
+from remuda.models.dispatch import take_snapshot
+from remuda.models.lease_requests import Wanted
+from remuda.models.submit import owner_id
+from remuda.owned_vms import OwnedVms
+from tests.integration.builders import assert_sound, make_jobs, make_pool, make_vms, row, together
+from tests.integration.deciding import place
+from tests.integration.workbench import Workbench
+
+
+def vms_of(connection: Connection) -> Counter[tuple[str, str]]:
+    """Return how many VMs each owner has in each pool, by its jobs and leases."""
+    found = rows(
+        connection,
+        """SELECT DISTINCT o.name AS owner, p.name AS pool, v.id FROM leases l
+           JOIN owners o ON o.id = l.owner_id JOIN vms v ON v.id = l.vm_id
+           JOIN pools p ON p.id = v.pool_id WHERE l.released_at IS NULL""",
+    )
+    return Counter((r["owner"], r["pool"]) for r in found)
+
+
+@pytest.mark.parametrize("isolation", ["shared", "owner"])
+def test_they_are_exact_in_a_crowd(engine: Engine, isolation: str) -> None:
+    """Four dispatchers and four who lease, at once."""
+    with engine.begin() as connection:
+        a, b = (
+            make_pool(connection, name, slots_per_vm=4, isolation=isolation) for name in ("a", "b")
+        )
+        for pool in (a, b):
+            make_vms(connection, pool, 6)
+            for owner in ("all", "one", "free"):
+                make_jobs(connection, pool, 20, owner=owner)
+        owners.change(connection, "all", {"max_vms": 3})
+        owners.change(connection, "one", {"max_vms": 1}, pool_id=a)
+
+    def lease() -> None:
+        for owner in ("all", "one"):
+            wanted = Wanted(pool_ids=(a, b), owner=owner)
+            transact(engine, lambda c, w=wanted: lease_requests.request(c, w))  # type: ignore[misc]
+
+    def jobs() -> None:
+        for _ in range(3):
+            transact(engine, place)
+
+    together(*[jobs, lease] * 4)
+    with engine.begin() as connection:
+        found = vms_of(connection)
+        assert 0 < found["all", "a"] + found["all", "b"] <= 3
+        assert found["one", "a"] <= 1
+        assert found["one", "b"] > 0
+        assert_sound(connection)
+    transact(engine, place)
+    with engine.begin() as connection:  # and what they let it have it gets, sooner or later
+        found = vms_of(connection)
+        assert found["all", "a"] + found["all", "b"] <= 3
+        connection.execute(text("UPDATE owners SET max_vms = NULL"))
+        connection.execute(text("DELETE FROM quotas"))
+        place(connection)
+        more = vms_of(connection)
+        assert more["free", "a"] >= found["free", "a"]
+
+
+def test_a_limit_of_a_pool_holds_for_jobs_too(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=2, max_vms_per_owner=2)
+        make_vms(connection, pool, 4)
+        for owner in ("ann", "ben"):
+            make_jobs(connection, pool, 9, owner=owner)
+        assert len(place(connection)) >= 4
+        assert set(vms_of(connection).values()) == {2}
+        assert place(connection) == []
+        assert_sound(connection)
+
+
+def test_a_limit_that_is_reached_makes_no_pool_grow(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=4, instance_count=9)
+        make_vms(connection, pool)
+        make_jobs(connection, pool, 50, owner="alice")
+        make_jobs(connection, pool, 3, owner="bob")
+        owners.change(connection, "alice", {"max_vms": 2}, pool_id=pool)
+        slots, _ = demand.demand_of(connection, row(connection, "pools", pool))
+        assert slots == 2 * 4 + 3
+        owners.change(connection, "alice", {"max_vms": 1}, pool_id=pool)
+        owners.change(connection, "bob", {"max_vms": 0})
+        assert len(place(connection)) == 4
+        slots, _ = demand.demand_of(connection, row(connection, "pools", pool))
+        assert slots == 0
+
+
+def test_jobs_that_came_after_the_locks_are_for_the_next(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their owner was not held: somebody else may just count its VMs."""
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=2)
+        make_vms(connection, pool)
+        make_jobs(connection, pool, 1, owner="bob")
+        owners.change(connection, "alice", {"max_vms": 1})
+    lock = vm_quotas.lock
+
+    def and_then(connection: Connection, pools: list[int], *, wait: bool = True) -> OwnedVms:
+        found = lock(connection, pools, wait=wait)
+        with engine.begin() as other:
+            make_jobs(other, pool, 1, owner="alice")
+        return found
+
+    monkeypatch.setattr(vm_quotas, "lock", and_then)
+    with engine.begin() as connection:
+        snapshot = take_snapshot(connection, max_ahead=0)
+        assert [job.owner_id for job in snapshot.jobs] == [owner_id(connection, "bob")]
+    monkeypatch.setattr(vm_quotas, "lock", lock)
+    with engine.begin() as connection:
+        assert len(take_snapshot(connection, max_ahead=0).jobs) == 2
+
+
+def test_who_is_just_counted_by_another_is_left_to_it(engine: Engine) -> None:
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=4)
+        make_vms(connection, pool)
+        make_jobs(connection, pool, 1, owner="alice")
+        make_jobs(connection, pool, 1, owner="bob")
+        owners.change(connection, "alice", {"max_vms": 1})
+    with engine.connect() as first, engine.connect() as second:
+        vm_quotas.lock(first, [pool])
+        snapshot = take_snapshot(second, max_ahead=0, wait=False)
+        assert [job.owner_id for job in snapshot.jobs] == [owner_id(second, "bob")]
+        assert snapshot.owned.skipped
+        second.rollback()
+        first.rollback()
+        assert len(take_snapshot(second, max_ahead=0, wait=False).jobs) == 2
+
+
+def test_it_is_told_why_a_job_and_a_lease_wait(bench: Workbench) -> None:
+    bench.pool(vms=2, slots_per_vm=1)
+    with bench.client() as client:
+        with pytest.raises(BadInput, match="weight"):
+            client.set_owner("alice", pool="herd", weight=2)
+        client.set_owner("alice", pool="herd", max_vms=1)
+        [told] = [owner for owner in client.owners() if owner["name"] == "alice"]
+        assert told["quotas"] == [
+            {"pool": "herd", "max_slots": None, "max_queued": None, "max_vms": 1}
+        ]
+        with client.acquire(pools=["herd"], owner="alice"):
+            with pytest.raises(NoVmAvailable, match=r"as many VMs .*max_vms in the pool 1"):
+                client.acquire(pools=["herd"], owner="alice")
+            job = client.submit(JobSpec("true"), pool="herd")
+            reasons = [reason.text for reason in client.why(job).reasons]
+            assert any("has as many VMs of pool herd as it may (max_vms 1)" in r for r in reasons)
+            client.set_owner("alice", pool="herd", max_vms=None)
+            reasons = [reason.text for reason in client.why(job).reasons]
+            assert not any("as many VMs" in r for r in reasons)
+        client.set_owner("alice", pool="herd", max_vms=0)
+        with pytest.raises(
+            Refused, match=r"may have no VM of these pools \(max_vms in the pool is 0"
+        ):
+            client.acquire(pools=["herd"], owner="alice", timeout=5)
