@@ -22,7 +22,19 @@ def explain_pool(pool: Mapping[str, Any]) -> list[str]:
         said.append("It takes jobs, but makes no VM before it is submitted.")
     else:
         said += _rules(pool)
+    kind = pool.get("scheduling_type")
+    if kind == "flex":
+        said.append("It is flex: its VMs make room where others' work needs their place.")
+    elif kind == "reserved":
+        said.append(
+            f"It is reserved: it has the hosts of group {pool['reserved_group']} for itself."
+        )
     said += _decision(pool["decision"])
+    if pool.get("short_slots"):
+        said.append(
+            f"Its work needs {pool['short_slots']} slots that only others keep from it, since "
+            f"{_time(pool['short_since'])}: flex pools make room as far as they can."
+        )
     if pool.get("offers"):
         names = ", ".join(offer["name"] for offer in pool["offers"])
         how = {

@@ -144,7 +144,7 @@ def end_idle(connection: Connection) -> list[int]:
     """Bring the preempted VMs that have nothing any more to STOPPING; return them."""
     there = connection.scalars(
         text(
-            f"""SELECT id FROM vms WHERE preempted_for IS NOT NULL
+            f"""SELECT id FROM vms WHERE preempted_for IS NOT NULL AND state <> 'HALTED'
                 AND state IN ({sql_list(_STAYING)}) ORDER BY id"""
         )
     ).all()

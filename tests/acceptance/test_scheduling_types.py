@@ -10,7 +10,10 @@ import pytest
 
 from remuda import JobSpec
 from tests.invariants import broken
+from tests.sshd import Sshd, two_sshd
 from tests.system import System, eventually, running_system
+
+__all__ = ["two_sshd"]
 
 
 @pytest.fixture
@@ -65,3 +68,40 @@ def test_flex_work_makes_room_and_is_run_again(system: System, tmp_path: Path) -
             pool.close()
             pool.wait_closed(60)
     assert broken(system.query) == {}
+
+
+def test_of_hosts_as_well_and_those_of_a_group_are_not_shared(
+    tmp_path: Path, database_url: str, two_sshd: list[Sshd]
+) -> None:
+    log, wait = tmp_path / "log", tmp_path / "wait"
+    log.touch()
+    wait.touch()
+    shared, lab = two_sshd
+    hosts = {"hosts": [shared.entry(), lab.entry(group="lab")]}
+    more: dict[str, Any] = {
+        **{"provider": "static", "settings": hosts, "heartbeat_s": 1},
+        **{"is_elastic": True, "elastic_maximum_slots": 2, "elastic_resize_period_s": 1},
+    }
+    with running_system(tmp_path, database_url=database_url) as system, system.client() as client:
+        client.create_pool("cheap", scheduling_type="flex", **more).submit()
+        client.create_pool("urgent", **more).submit()
+        script = WORK.format(log=log, wait=wait)
+        long = client.submit(JobSpec(script, shell=True), pool="cheap")
+        eventually("it runs", lambda: log.read_text().count("run") == 1, timeout_s=60)
+        quick = client.submit(JobSpec("true"), pool="urgent")
+        assert quick.wait(90).reason == "OK"
+        assert log.read_text().count("told") == 1
+        tries = "SELECT reason, vm_id FROM attempts WHERE job_id = %(id)s ORDER BY id"
+        assert system.query(tries, id=long.id)[0]["reason"] == "PREEMPTED"
+        assert list(lab.home.iterdir()) == []  # free all the time, and for neither of them
+        reserved: dict[str, Any] = {"scheduling_type": "reserved", "reserved_group": "lab"}
+        mine = client.create_pool("lab", **{**more, "is_elastic": False, **reserved}).submit()
+        assert client.submit(JobSpec("true"), pool=mine).wait(90).reason == "OK"
+        wait.unlink()
+        client.pool("urgent").close()
+        assert long.wait(90).reason == "OK"
+        for pool in client.pools():
+            pool.close()
+        for pool in client.pools(all=True):
+            pool.wait_closed(60)
+        assert broken(system.query) == {}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from remuda import Client
 from remuda.config import load_settings
 from remuda.errors import BadInput
 from remuda.models import exits, preempting, retiring
@@ -103,6 +104,10 @@ def test_as_many_make_room_as_are_needed_and_their_jobs_go_first(herd: Yard) -> 
     mine = [attempt for attempt, vm in where.items() if vm == 4]
     assert ("remuda.cancel_job", 4, mine) in herd.sent
     assert herd.row("pools", urgent)["short_slots"] == 2
+    with Client(herd.runtime.settings, owner="alice") as client:
+        told = {pool.name: " ".join(pool.explain()) for pool in client.pools()}
+    assert "It is flex: its VMs make room" in told["herd"]
+    assert "needs 2 slots that only others keep from it, since 2" in told["urgent"]
     for _ in range(2):
         sizing.resize_pools(herd.runtime)
     assert preempted(herd) == [4]
@@ -257,6 +262,7 @@ def test_hosts_of_a_group_are_reserved_in_all_pools(bench: Workbench) -> None:
         reserved: dict[str, Any] = {"scheduling_type": "Reserved", "reserved_group": "lab"}
         pool = client.create_pool("lab", provider="static", settings={"hosts": [lab]}, **reserved)
         assert (pool.scheduling_type, pool.reserved_group) == ("reserved", "lab")
+        assert "the hosts of group lab for itself" in " ".join(pool.explain())
         client.create_pool("open", provider="static", settings={"hosts": [free, lab]})
         before = [pool.name for pool in client.pools()]
         for fields, message in WRONG_SHELVES:
