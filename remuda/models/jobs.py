@@ -119,6 +119,16 @@ class Job(Base):
             "id",
             postgresql_where=text("state = 'NEW' AND unmet = 0 AND NOT held"),
         ),
+        # For people: the next of all, or of a pool. By expressions, so that it is of no use to the
+        # dispatcher's queries, which must not be planned by it.
+        Index(
+            "ix_jobs_next",
+            text("(- priority)"),
+            text("(NOT displaced)"),
+            "id",
+            postgresql_include=["pool_id"],
+            postgresql_where=text("state = 'NEW' AND unmet = 0 AND NOT held"),
+        ),
         # Waiting for others: what the sweep looks at.
         Index("ix_jobs_blocked", "id", postgresql_where=text("state = 'NEW' AND unmet > 0")),
         # The same over all pools, of the jobs that more than one may take.

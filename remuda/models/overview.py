@@ -28,7 +28,7 @@ _WAITING = """
     WHERE j.state = 'NEW' AND j.unmet = 0 AND NOT j.held
       AND (CAST(:pool AS bigint) IS NULL OR j.pool_id = :pool) AND CAST(:vm AS bigint) IS NULL
       AND (CAST(:part AS text) IS NULL OR j.name ILIKE :part)
-    ORDER BY j.priority DESC, j.displaced DESC, j.id LIMIT :most
+    ORDER BY - j.priority, NOT j.displaced, j.id LIMIT :most
 """
 _ENDED = f"""
     SELECT e.subject_id AS id FROM (SELECT * FROM events ORDER BY id DESC LIMIT {_RECENT}) AS e

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import threading
 
+from sqlalchemy import text
+
 from remuda import JobSpec
+from remuda.models import overview
+from remuda.models.database import rows
+from tests.integration.builders import make_jobs, make_pool
 from tests.integration.workbench import Workbench
 
 
@@ -53,3 +58,28 @@ def test_ends_are_counted_while_it_waits(bench: Workbench) -> None:
         ending.join()
         assert sum(lookout.look().ends) == 2
         assert len(lookout.look().ends) == 60
+
+
+def test_what_comes_next_is_found_in_the_index(bench: Workbench) -> None:
+    """However many wait: a hundred are read, not all; by priority, those that lost their VM first."""
+    with bench.engine.begin() as connection:
+        pool = make_pool(connection)
+        plain = make_jobs(connection, pool, 3000)
+        [low] = make_jobs(connection, pool, priority=-1)
+        [high] = make_jobs(connection, pool, priority=7)
+        connection.execute(
+            text("UPDATE jobs SET displaced = true WHERE id = :id"), {"id": plain[2000]}
+        )
+    with bench.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE jobs"))
+        values = {"pool": None, "vm": None, "part": None, "most": 100}
+        found = [row["id"] for row in rows(connection, overview._WAITING, **values)]
+        assert found == [high, plain[2000], *plain[:98]]
+        plan = rows(connection, f"EXPLAIN (ANALYZE, TIMING OFF) {overview._WAITING}", **values)
+        told = "\n".join(line["QUERY PLAN"] for line in plan)
+        assert "using ix_jobs_next" in told
+        assert "actual rows=3" not in told
+        everything = [
+            row["id"] for row in rows(connection, overview._WAITING, **{**values, "most": 9999})
+        ]
+        assert everything[-1] == low
