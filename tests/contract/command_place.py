@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remuda.config import Settings, load_settings
-from remuda.workers.providers import VmSpec
+from remuda.workers.providers import VmSpec, get_provider
 
 NEW = (
     'cd "$YARD" && mkdir $REMUDA_PROVIDER_ID && env > $REMUDA_PROVIDER_ID/env'
@@ -42,3 +44,8 @@ def spec(name: str = "vm-1", pool: str = "sim") -> VmSpec:
 def seen(yard: Path, vm_id: str) -> dict[str, str]:
     lines = (yard / vm_id / "env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+if __name__ == "__main__":  # one of several workers
+    provider = get_provider("command", load_settings(), json.loads(sys.argv[1]))
+    print(provider.spawn(spec(), "token-1"), end="")

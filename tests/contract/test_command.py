@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +25,7 @@ from remuda.errors import (
 from remuda.hooks import hooks_of
 from remuda.workers.providers import Provider, get_provider
 from remuda.workers.providers.command.output import names_of, told_by
-from tests.contract.command_place import DELETE, LIST, hooks, seen, settings, spec, yard
+from tests.contract.command_place import DELETE, LIST, NEW, hooks, seen, settings, spec, yard
 from tests.contract.strays import Canary, Strays
 
 __all__ = [
@@ -64,6 +67,26 @@ class TestContractWithList(TestContract):
         yield "somebody-elses", lambda: [path.read_text() for path in yard.glob("*/disk")]
         (theirs / "disk").unlink()
         theirs.rmdir()
+
+
+class TestManyWorkers:
+    def test_one_intent_is_one_vm(
+        self, settings: Settings, hooks: dict[str, Any], yard: Path, database_url: str
+    ) -> None:
+        """Three processes at once, of hooks that know no tokens: `cmd_new` runs once."""
+        told = {**hooks, "cmd_new": f'echo run >> "$LOG/runs"; sleep 0.3; {NEW}'}
+        command = [sys.executable, "-m", "tests.contract.command_place", json.dumps(told)]
+        environment = {**os.environ, "REMUDA_DATABASE_URL": database_url}
+        workers = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+            for _ in range(3)
+        ]
+        ids = {worker.communicate(timeout=60)[0] for worker in workers}
+        assert [worker.returncode for worker in workers] == [0, 0, 0]
+        assert ids == {path.name for path in yard.iterdir()}
+        assert (yard.parent / "runs").read_text() == "run\n"
+        provider = get_provider("command", settings, told)
+        assert {vm.provider_id for vm in provider.list("sim")} == ids
 
 
 class TestNumbers:

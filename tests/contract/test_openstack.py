@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,30 @@ class TestLaunching:
         kept = get_again(provider, "token-1")
         assert kept == NOBODY[:-1] + "1"
         wait_until(lambda: [s.id for s in servers(provider)] == [kept], "one is left")
+
+    def test_workers_that_launch_one_intent_at_once(
+        self, ours: dict[str, Any], provider: OpenstackProvider, url: str, tmp_path: Path
+    ) -> None:
+        """Nova knows no tokens: both find nothing and make a server. One stays, and both say which."""
+        command = [sys.executable, "-m", "tests.openstack.rivals", json.dumps(ours), str(tmp_path)]
+        workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        ids = [worker.communicate(timeout=60)[0] for worker in workers]
+        assert [worker.returncode for worker in workers] == [0, 0]
+        wait_until(lambda: len(servers(provider)) == 1, "the surplus is gone")
+        assert ids == [servers(provider)[0].id] * 2
+        assert [vm.token for vm in provider.list("sim")] == ["token-1"]
+
+    def test_of_one_second_the_first_stays(
+        self, provider: OpenstackProvider, fake: FakeCloud
+    ) -> None:
+        """Whatever their ids are: who made it has told of it already."""
+        first = provider.spawn(spec(), "token-1")
+        for n, last in enumerate("0f"):
+            late = dict(fake.nova.servers[first], id=f"{last * 8}{NOBODY[8:]}")
+            late["_number"] += n + 1
+            fake.nova.servers[late["id"]] = late
+        assert get_again(provider, "token-1") == first
+        wait_until(lambda: [s.id for s in servers(provider)] == [first], "one is left")
 
     def test_the_next_zone_is_asked_when_one_has_no_host(
         self, ours: dict[str, Any], provider: OpenstackProvider, fake: FakeCloud

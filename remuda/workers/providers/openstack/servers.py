@@ -117,8 +117,12 @@ def ips_of(server: Any) -> tuple[str | None, str | None]:
 
 
 def oldest(servers: list[Any]) -> Any:
-    """Return the server that was made first: everybody chooses the same."""
-    return min(servers, key=lambda s: (str(s.created_at), str(s.id)))
+    """Return the server that was made first: everybody chooses the same.
+
+    Nova tells seconds, and lists the newest first: of one second the last in its list was first. So who
+    has seen only its own is not contradicted by who comes just after.
+    """
+    return min(reversed(servers), key=lambda s: str(s.created_at))
 
 
 def _digest(token: str) -> str:
