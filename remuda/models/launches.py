@@ -32,7 +32,8 @@ LAUNCHING = (
 _POOL = """
     SELECT p.id, p.name, p.provider, p.settings, p.offers, i.name AS image, p.max_starting,
            p.spawn_interval_s, p.last_spawn_at, p.paused_until, p.launch_timeout_s, p.launch_retries,
-           p.launch_failures, p.offer_order
+           p.launch_failures, p.offer_order, p.uuid::text AS uuid, p.slots_per_vm,
+           p.memory_bytes_per_vm, p.reserved_group
     FROM pools p JOIN images i ON i.id = p.image_id WHERE p.id = :pool FOR NO KEY UPDATE OF p
 """
 _VM = f"""
@@ -96,19 +97,6 @@ def lock_launch(connection: Connection, vm_id: int) -> Standing | None:
         broken_images={(row["provider"], row["name"]): row["message"] for row in broken},
         deadline=_deadline(connection, pool_id) if pool["offer_order"] == "deadline" else None,
     )
-
-
-def to_price(connection: Connection, vm_id: int) -> Mapping[str, Any] | None:
-    """Return what the offers of a VM's pool are, with its sizes; None: the VM has been asked for."""
-    found = rows(
-        connection,
-        """SELECT p.name, p.uuid::text AS pool, p.provider, p.settings, p.offers, i.name AS image,
-                  p.slots_per_vm, p.memory_bytes_per_vm, p.reserved_group
-           FROM vms v JOIN pools p ON p.id = v.pool_id JOIN images i ON i.id = p.image_id
-           WHERE v.id = :vm AND v.state = 'NEW' AND v.spawn_calls = 0""",
-        vm=vm_id,
-    )
-    return found[0] if found else None
 
 
 def offers_of_pool(pool: Mapping[str, Any]) -> tuple[Offer, ...]:

@@ -43,8 +43,10 @@ def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
     """
     with alone("spawn", vm_id) as mine:
         while mine:
-            prices = pricing.prices_for(runtime, vm_id)
-            row = runtime.transact(lambda c: _begin(c, vm_id, prices))  # noqa: B023
+            row = runtime.transact(lambda c: _begin(runtime, c, vm_id))
+            if isinstance(row, pricing.Unasked):
+                pricing.ask(runtime, row)
+                continue
             if row is None:
                 return False
             try:
@@ -59,24 +61,33 @@ def spawn_vm(runtime: Runtime, vm_id: int) -> bool:
                 VmUnreachable,
                 InstanceNotFound,
             ) as error:
-                if _went_wrong(runtime, row, error, prices):
+                if _went_wrong(runtime, row, error):
                     continue  # another offer is to be asked
             return False
     return False
 
 
-def _begin(connection: Connection, vm_id: int, prices: pricing.Prices) -> Mapping[str, Any] | None:
-    """Return the VM's row if its launch may go on now; else note when, or give it up."""
+def _begin(
+    runtime: Runtime, connection: Connection, vm_id: int
+) -> Mapping[str, Any] | pricing.Unasked | None:
+    """Return the VM's row if its launch may go on now; else note when, or give it up.
+
+    Offers whose price is to be asked for first are returned instead, and nothing has changed.
+    """
     standing = launches.lock_launch(connection, vm_id)
     if standing is None or standing.vm["waits"]:
         return None
-    if standing.vm["state"] == VmState.NEW and not _may_ask(connection, standing, prices):
-        return None
+    if standing.vm["state"] == VmState.NEW:
+        asks = pricing.unasked(runtime, standing.pool) if standing.vm["spawn_calls"] == 0 else None
+        if asks is not None:
+            return asks
+        if not _may_ask(connection, standing):
+            return None
     launches.begin_try(connection, vm_id)
     return models.vm_with_pool(connection, vm_id)
 
 
-def _may_ask(connection: Connection, standing: launches.Standing, prices: pricing.Prices) -> bool:
+def _may_ask(connection: Connection, standing: launches.Standing) -> bool:
     """Choose the offer of a NEW VM and record it; False if none may be asked now."""
     vm, pool = standing.vm, standing.pool
     fresh = vm["spawn_calls"] == 0
@@ -93,7 +104,7 @@ def _may_ask(connection: Connection, standing: launches.Standing, prices: pricin
             delay_s = (until - standing.now).total_seconds()
             launches.hold_vm(connection, vm["id"], delay_s=delay_s)
             return False
-    choice = _choice(standing, prices)
+    choice = _choice(standing)
     offer = choice.offer if fresh else _same(standing)
     if offer is None:
         _nothing_to_be_had(connection, standing, choice)
@@ -111,13 +122,13 @@ def _may_ask(connection: Connection, standing: launches.Standing, prices: pricin
     return True
 
 
-def _choice(standing: launches.Standing, prices: pricing.Prices) -> offers.Choice:
+def _choice(standing: launches.Standing) -> offers.Choice:
     refused = [
         offers.Refusal(row["offer"], row["reason"], row["expires_at"]) for row in standing.refusals
     ]
     images = standing.broken_images
     return offers.choose(
-        pricing.priced(launches.offers_of_pool(standing.pool), prices),
+        pricing.offers_of(standing.pool),
         refused,
         standing.now,
         broken_images=images,
@@ -215,9 +226,7 @@ def _spec(row: Mapping[str, Any]) -> VmSpec:
     )
 
 
-def _went_wrong(
-    runtime: Runtime, row: Mapping[str, Any], error: Exception, prices: pricing.Prices
-) -> bool:
+def _went_wrong(runtime: Runtime, row: Mapping[str, Any], error: Exception) -> bool:
     """Do what is to be done about an error; True if the VM is to be tried again at once."""
     told = f"{type(error).__name__}: {error}"
 
@@ -229,7 +238,7 @@ def _went_wrong(
         if verdict.act == "retry":
             launches.try_again(connection, row["id"], delay_s=verdict.delay_s, error=told)
             return "retry"
-        if verdict.act == "next_offer" and _other_offer(connection, standing, row, told, prices):
+        if verdict.act == "next_offer" and _other_offer(connection, standing, row, told):
             return "next_offer"
         nothing = isinstance(error, ProviderError) and error.made_nothing
         nothing = nothing and standing.vm["spawn_calls"] == 1
@@ -267,11 +276,7 @@ def _progress(standing: launches.Standing) -> launching.Launch:
 
 
 def _other_offer(
-    connection: Connection,
-    standing: launches.Standing,
-    row: Mapping[str, Any],
-    told: str,
-    prices: pricing.Prices,
+    connection: Connection, standing: launches.Standing, row: Mapping[str, Any], told: str
 ) -> bool:
     """Remember that the VM's offer has none; False, the pool told to wait, if no other is left."""
     pool_id = row["pool_id"]
@@ -280,7 +285,7 @@ def _other_offer(
     launches.refuse(connection, pool_id, row["offer"], reason=told, times=times, seconds=seconds)
     again = launches.lock_launch(connection, row["id"])
     assert again is not None
-    choice = _choice(again, prices)
+    choice = _choice(again)
     if choice.offer is not None:
         launches.next_offer(connection, row["id"])
         return True

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from remuda.errors import BadInput, ProviderError
@@ -17,74 +17,99 @@ from remuda.tasks.providing import provider_for
 from remuda.tasks.runtime import Runtime
 from remuda.workers.providers.base import VmSpec
 
-__all__ = ["Prices", "priced"]
+__all__ = ["Unasked", "offers_of", "unasked"]
 
 log = logging.getLogger(__name__)
 AGE_S = 300.0  # for so long a price is taken for the present one
 OLDEST_S = 3600.0  # for so long where a newer one cannot be had; then it is not known
 
-Prices = Mapping[str, float]  # by the offers' names
 
-_told: dict[str, tuple[float, float | None]] = {}
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A price (None: not known), when it was told, and when it was last asked for."""
+
+    price: float | None
+    told_at: float
+    asked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unasked:
+    """A pool of whose offers some have no price that was asked for lately."""
+
+    pool: Mapping[str, Any]
+    offers: tuple[Offer, ...]
+
+
+_told: dict[str, _Told] = {}
 _lock = threading.Lock()
 
 
-def prices_for(runtime: Runtime, vm_id: int) -> dict[str, float]:
-    """Return the prices of the offers that a VM still to be asked for may come from, but fixed ones.
-
-    Providers are asked outside of any transaction. What is not known is left out, never 0.
-    """
-    pool = runtime.transact(lambda c: launches.to_price(c, vm_id))
-    if pool is None:
-        return {}
-    found = {}
+def offers_of(pool: Mapping[str, Any]) -> tuple[Offer, ...]:
+    """Return a pool's offers with the prices that providers told; it asks nobody."""
+    found = []
     for offer in launches.offers_of_pool(pool):
-        if offer.price is None:
-            price = _price(runtime, pool, offer)
-            if price is not None:
-                found[offer.name] = price
-    return found
+        told = _remembered(pool, offer)
+        fresh = told is not None and time.monotonic() - told.told_at <= OLDEST_S
+        if offer.price is None and told is not None and fresh:
+            offer = replace(offer, price=told.price)
+        found.append(offer)
+    return tuple(found)
 
 
-def priced(offers: tuple[Offer, ...], prices: Prices) -> tuple[Offer, ...]:
-    """Return the offers with the prices that only their providers know."""
-    return tuple(
-        replace(offer, price=prices[offer.name])
-        if offer.price is None and offer.name in prices
-        else offer
-        for offer in offers
-    )
+def unasked(runtime: Runtime, pool: Mapping[str, Any]) -> Unasked | None:
+    """Return the offers to ask for the price of before a VM is made; None: there are none.
+
+    It asks nobody either.
+    """
+    late = []
+    for offer in launches.offers_of_pool(pool):
+        if offer.price is not None:
+            continue
+        told = _remembered(pool, offer)
+        if told is not None and time.monotonic() - told.asked_at <= AGE_S:
+            continue
+        try:
+            if provider_for(runtime, offer.provider, offer.settings).tells_prices:
+                late.append(offer)
+        except (ProviderError, BadInput):
+            continue  # asking for a VM will tell
+    return Unasked(pool, tuple(late)) if late else None
 
 
-def _price(runtime: Runtime, pool: Mapping[str, Any], offer: Offer) -> float | None:
+def ask(runtime: Runtime, wanted: Unasked) -> None:
+    """Ask the providers, outside of any transaction; what they do not know, or tell, is not known."""
+    for offer in wanted.offers:
+        before, now = _remembered(wanted.pool, offer), time.monotonic()
+        try:
+            provider = provider_for(runtime, offer.provider, offer.settings)
+            price = provider.price(_spec(wanted.pool, offer))
+            good = price is not None and 0 <= price <= 1e9
+            told = _Told(price if good else None, now, now)
+        except (ProviderError, BadInput) as error:
+            log.warning("offer %s of pool %s: no price: %s", offer.name, wanted.pool["name"], error)
+            told = replace(before, asked_at=now) if before is not None else _Told(None, now, now)
+        with _lock:
+            if len(_told) > 10_000:
+                _told.clear()
+            _told[_key(wanted.pool, offer)] = told
+
+
+def _remembered(pool: Mapping[str, Any], offer: Offer) -> _Told | None:
+    with _lock:
+        return _told.get(_key(pool, offer))
+
+
+def _key(pool: Mapping[str, Any], offer: Offer) -> str:
     sizes = (pool["slots_per_vm"], pool["memory_bytes_per_vm"], pool["reserved_group"])
     asked = [offer.name, offer.provider, offer.settings, offer.image, sizes]
-    key = json.dumps(asked, sort_keys=True)
-    now = time.monotonic()
-    with _lock:
-        at, price = _told.get(key, (-OLDEST_S, None))
-    if now - at <= AGE_S:
-        return price
-    try:
-        provider = provider_for(runtime, offer.provider, offer.settings)
-        if not provider.tells_prices:
-            return None
-        fresh = provider.price(_spec(pool, offer))
-    except (ProviderError, BadInput) as error:
-        log.warning("offer %s of pool %s: no price: %s", offer.name, pool["name"], error)
-        return price if now - at <= OLDEST_S else None
-    fresh = fresh if fresh is not None and 0 <= fresh <= 1e9 else None
-    with _lock:
-        if len(_told) > 10_000:
-            _told.clear()
-        _told[key] = (now, fresh)
-    return fresh
+    return json.dumps(asked, sort_keys=True)
 
 
 def _spec(pool: Mapping[str, Any], offer: Offer) -> VmSpec:
     return VmSpec(
         name="",
-        pool=pool["pool"],
+        pool=pool["uuid"],
         slots=pool["slots_per_vm"],
         memory_bytes=pool["memory_bytes_per_vm"],
         image=offer.image,
