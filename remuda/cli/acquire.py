@@ -44,12 +44,23 @@ class AcquireCommand(Command):
 )
 @click.option("--owner", metavar="NAME", help="Whose lease it is.  [default: you]")
 @click.option("--sandbox", default="", metavar="NAME", help="What it is for: used VMs are reused.")
-@click.option("--slots", type=click.IntRange(1), default=1, show_default=True, metavar="N")
+@click.option(
+    "--slots",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Slots of a VM.",
+)
 @click.option("--whole-vm", is_flag=True, help="All slots of a VM.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Of a pool that has it.")
 @click.option("--timeout", type=DURATION_OR_ZERO, help="Wait for so long.  [default: not at all]")
 @click.option(
-    "--ttl", type=DURATION, default="15m", show_default=True, help="It ends so long after us."
+    "--ttl",
+    type=DURATION,
+    default="15m",
+    show_default=True,
+    help="It ends so long after its last renewal.",
 )
 @click.option("--priority", type=int, default=0, show_default=True, help="Higher waits less.")
 @click.option("--task-id", metavar="ID", help="Of your own, to find it by.")
@@ -139,7 +150,8 @@ def _told(lease: Lease, *, as_json: bool) -> None:
     for name, value in environment_of(lease).items():
         click.echo(f"{name}={value}")
     note(
-        f"remuda: it ends at {lease.expires_at:%H:%M:%S}; `remuda lease renew {lease.id}` extends it"
+        f"remuda: it ends at {lease.expires_at:%H:%M:%S}; "
+        f"`remuda lease renew {lease.id} --token $REMUDA_LEASE_TOKEN` extends it"
     )
 
 

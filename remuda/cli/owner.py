@@ -9,7 +9,7 @@ import click
 
 from remuda.cli import connect
 from remuda.cli.base import Command
-from remuda.cli.output import Column, print_rows
+from remuda.cli.output import Column, count, print_rows
 from remuda.cli.types import json_option
 
 
@@ -17,15 +17,12 @@ def _quotas(row: Mapping[str, Any]) -> str:
     told = []
     for quota in row["quotas"]:
         where = f" in {quota['pool']}" if quota["pool"] else ""
-        told += [
-            f"{quota[name]} {what}{where}"
-            for name, what in (
-                ("max_slots", "slots"),
-                ("max_queued", "queued"),
-                ("max_vms", "VMs"),
-            )
-            if quota.get(name) is not None
-        ]
+        if quota["max_slots"] is not None:
+            told.append(f"{count(quota['max_slots'], 'slot')}{where}")
+        if quota["max_queued"] is not None:
+            told.append(f"{quota['max_queued']} queued{where}")
+        if quota.get("max_vms") is not None:
+            told.append(f"{count(quota['max_vms'], 'VM')}{where}")
     return ", ".join(told)
 
 

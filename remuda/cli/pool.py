@@ -255,7 +255,7 @@ def set_(name: str, **options: Any) -> None:
 
 @click.command("close", cls=Command, short_help="Close a pool: its VMs end after their jobs.")
 @click.argument("name")
-@click.option("--now", is_flag=True, help="Cancel its running jobs too.")
+@click.option("--now", is_flag=True, help="Cancel its running jobs and end its leases, too.")
 @click.option("--wait", is_flag=True, help="Return when it is closed and its VMs are gone.")
 @click.option("--timeout", type=DURATION_OR_ZERO, help="Wait, at most so long.")
 def close(name: str, now: bool, wait: bool, timeout: float | None) -> None:
@@ -269,9 +269,12 @@ def close(name: str, now: bool, wait: bool, timeout: float | None) -> None:
         if wait or timeout is not None:
             pool.wait_closed(timeout_s=timeout)
         info = pool.update().info()
+        leases = [] if info["state"] == "CLOSED" else client.leases(pool=pool)
     click.echo(f"pool {name} is {info['state']}")
-    if info["state"] != "CLOSED" and info["live_jobs"]:
-        note(f"{count(info['live_jobs'], 'job')} still to end; --now cancels")
+    left = [count(info["live_jobs"], "job")] if info["live_jobs"] else []
+    left += [count(len(leases), "lease")] if leases else []
+    if info["state"] != "CLOSED" and left:
+        note(f"{' and '.join(left)} still to end; --now {'cancels' if not leases else 'ends them'}")
 
 
 @click.command("resume", cls=Command, short_help="Let a pool ask for VMs again at once.")

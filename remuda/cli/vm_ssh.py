@@ -25,7 +25,8 @@ def ssh(vm: str, command: tuple[str, ...]) -> None:
     """Log in to a VM, or run one command there: by ssh, with its pinned host key, user, port and key.
 
     It goes there straight from here: the key must be on this machine. A VM of the local provider
-    has a shell in its home. Exits with the exit code of the shell or command.
+    has a shell in its home. COMMAND is a program with its arguments; for what a shell understands
+    say so: `-- sh -c 'cd /tmp && ls'`. Exits with the exit code of the shell or command.
     """
     from remuda.workers.shells import open_machine
 

@@ -10,13 +10,18 @@ from remuda.policies import Policy, next_change, policy_at
 from remuda.policy_rows import DAYS, policies_of
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def explain_pool(pool: Mapping[str, Any]) -> list[str]:
     """Return sentences about a row of `remuda.models.query.pools`."""
     state = pool["state"]
     said = [
-        f"It is {state}, with {pool['vms']} VMs ({pool['slots']} slots ready, "
-        f"{pool['busy_slots']} busy); {pool['waiting_jobs']} jobs wait, {pool['live_jobs']} are on "
-        "their way."
+        f"It is {state}, with {_count(pool['vms'], 'VM')} ({_count(pool['slots'], 'slot')} ready, "
+        f"{pool['busy_slots']} busy); {_count(pool['waiting_jobs'], 'job')} "
+        f"wait{'s' * (pool['waiting_jobs'] == 1)}, {pool['live_jobs']} "
+        f"{'is' if pool['live_jobs'] == 1 else 'are'} on the way."
     ]
     if state == "UNSUBMITTED":
         said.append("It takes jobs, but makes no VM before it is submitted.")

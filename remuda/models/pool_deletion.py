@@ -48,6 +48,8 @@ def delete_pool(
     state = connection.scalar(text("SELECT state FROM pools WHERE id = :id"), {"id": pool_id})
     if state is not None and state != PoolState.PENDING_DELETE:
         has = " with jobs that have not ended" if state == PoolState.UNSUBMITTED else ""
+        if state == PoolState.CLOSING:
+            raise _not_yet(connection, pool_id)
         raise Refused(f"the pool is {state}{has} and cannot be deleted", hint="close it first")
     if purge_results or purge_resources:
         connection.execute(
@@ -58,6 +60,24 @@ def delete_pool(
             ),
             {"id": pool_id, **purge},
         )
+
+
+def _not_yet(connection: Connection, pool_id: int) -> Refused:
+    """Say what a pool that is being closed still waits for."""
+    left = connection.execute(
+        text(
+            """SELECT (SELECT count(*) FROM jobs WHERE pool_id = :id AND state <> 'TERMINATED') AS jobs,
+                 (SELECT count(*) FROM leases l JOIN vms v ON v.id = l.vm_id WHERE v.pool_id = :id
+                    AND NOT l.for_jobs AND l.released_at IS NULL) AS leases,
+                 (SELECT count(*) FROM vms WHERE pool_id = :id AND state <> 'HALTED') AS vms"""
+        ),
+        {"id": pool_id},
+    ).one()
+    told = f"jobs: {left.jobs}, leases: {left.leases}, VMs: {left.vms}"
+    return Refused(
+        f"the pool is still CLOSING and cannot be deleted yet (left of it: {told})",
+        hint="wait for them (`remuda pool close NAME --wait`), or end them (`--now`)",
+    )
 
 
 def delete_expired(connection: Connection) -> list[int]:

@@ -55,7 +55,8 @@ def drain_vm(connection: Connection, vm_id: int) -> None:
     if state is None:
         raise InstanceNotFound(f"there is no VM {vm_id}")
     if state in (VmState.STOPPING, VmState.HALTED):
-        raise IllegalTransition(f"VM {vm_id} is {state} and cannot be drained")
+        how = "it is being ended already" if state == VmState.STOPPING else "it is gone already"
+        raise IllegalTransition(f"VM {vm_id} is {state}: {how}")
     connection.execute(text("UPDATE vms SET draining = true WHERE id = :id"), {"id": vm_id})
     connection.execute(text("SELECT pg_notify('remuda_wake', 'pool')"))
 

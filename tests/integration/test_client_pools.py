@@ -59,6 +59,10 @@ def test_a_pool_from_its_making_to_its_end(bench: Workbench) -> None:
             pool.delete()
         pool.close()
         assert pool.state == "CLOSING"
+        with pytest.raises(
+            Refused, match=r"cannot be deleted yet \(left of it: jobs: 0, leases: 0"
+        ):
+            pool.delete()
         assert job.refresh().reason == "CANCELLED"
         with pytest.raises(WaitTimeout, match="CLOSING"):
             pool.wait_closed(timeout_s=0.05)

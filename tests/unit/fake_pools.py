@@ -181,6 +181,9 @@ class FakeClient:
         self.calls.append(("pools", filters))
         return list(self.by_name.values())
 
+    def leases(self, *, pool: FakePool) -> list[dict[str, Any]]:
+        return [{"id": 1, "pool": pool.name}]
+
     def counts(self, pool: FakePool) -> dict[str, int]:
         return {"NEW": 0, "RUNNING": 2}
 

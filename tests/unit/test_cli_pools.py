@@ -103,7 +103,7 @@ def test_close(client: FakeClient) -> None:
     client.create_pool("sim")
     result = remuda("pool close sim")
     assert (result.exit_code, result.stdout) == (0, "pool sim is CLOSING\n")
-    assert result.stderr == "2 jobs still to end; --now cancels\n"
+    assert result.stderr == "2 jobs and 1 lease still to end; --now ends them\n"
     assert remuda("pool close sim --now --wait").stdout == "pool sim is CLOSED\n"
     late = remuda("pool close sim --timeout 0")
     assert (late.exit_code, late.stderr) == (1, "remuda: error: pool sim is still CLOSING\n")
