@@ -38,6 +38,11 @@ def cpu_s(pids: list[int]) -> float:
     return total / _TICK
 
 
+def run_s(pid: int) -> float:
+    """Return the CPU seconds a process of one thread has used, to the microsecond."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 def pss_bytes(pids: list[int]) -> int:
     """Return the processes' proportional resident memory: shared pages count once in all."""
     total = 0

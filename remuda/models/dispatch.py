@@ -245,7 +245,7 @@ def apply_placements(
     """
     if not placements:
         return []
-    mine = set(connection.scalars(_CLAIM, {"jobs": [job for job, _ in placements]}))
+    mine = set(connection.scalars(_CLAIM, {"jobs": [job for job, _ in placements]}).all())
     placements = [(job, vm) for job, vm in placements if job in mine]
     if not placements:
         return []
@@ -260,7 +260,7 @@ def apply_placements(
         ]
     )
     made = connection.execute(_APPLY, {"rows": payload, "order": [job for job, _ in placements]})
-    placed = [Placed(*row) for row in made]
+    placed = [Placed(*row) for row in made.all()]
     limited = {vm.id for vm in snapshot.vms if vm.ends_after_jobs} & {p.vm_id for p in placed}
     if limited:
         connection.execute(_USED_UP, {"vms": sorted(limited)})

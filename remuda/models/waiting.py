@@ -127,7 +127,7 @@ class WaitingJobs:
         if not any(not room.whole for rooms in self._rooms.values() for room in rooms):
             return Waiting()
         found_heads = self._connection.execute(text(SHAPES), {"pools": sorted(self._rooms)})
-        heads = [Head(*row) for row in found_heads]
+        heads = [Head(*row) for row in found_heads.all()]
         fits = [(head, free) for head in heads if (free := self._fits(head)) is not None]
         old = [head for head in heads if head.waited_s >= self._reserve_after_s]
         fitting = self._within_quotas(fits, old)
@@ -253,7 +253,7 @@ class WaitingJobs:
                 continue
             parts = allotments(most, shares, dict.fromkeys(of_owner)) if len(of_owner) > 1 else {}
             for owner, some in of_owner.items():
-                limit = most if not parts else min(most, parts[owner] + parts[owner] // 4 + 2)
+                limit = most if not parts else min(most, parts[owner] + parts[owner] // 4 + 1)
                 left = self._quota.of(owner, source or None)
                 bound = limit if left is None else min(limit, left)
                 turns.append(_Turn(source, owner, bound, bound < limit, some))
