@@ -111,6 +111,7 @@ def test_as_many_make_room_as_are_needed_and_their_jobs_go_first(herd: Yard) -> 
     for _ in range(2):
         sizing.resize_pools(herd.runtime)
     assert preempted(herd) == [4]
+    assert herd.sent.count(("remuda.cancel_job", 4, mine)) == 3  # until it is heard, whoever dies
     ended(herd, 4, mine[:1])
     ended(herd, 4, mine[1:], why="OK", st=0, sig=None, n=9)  # in its grace it came to its end
     found = all_rows(herd, "SELECT a.reason, j.* FROM attempts a JOIN jobs j ON j.id = a.job_id"
