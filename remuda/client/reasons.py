@@ -196,6 +196,12 @@ def _room(job: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Reason]:
             f"{pool['isolation']}) will never take it."
         )
         found.append(Reason("room", text))
+    if facts["kept"]:
+        text = (
+            f"{_count(facts['kept'], 'VM')} of pool {pool['name']} kept for a lease that has waited "
+            "for long (`remuda lease waiting`) takes no jobs."
+        )
+        found.append(Reason("room", text))
     if job["gpus"]:
         text = (
             f"It needs {_count(job['gpus'], 'free GPU')} there; {facts['most_free_gpus']} are free."

@@ -53,7 +53,9 @@ _VMS = """
            v.slots - coalesce(a.cores, 0) - (
              SELECT coalesce(sum(slots), 0) FROM leases
              WHERE vm_id = v.id AND NOT for_jobs AND released_at IS NULL)::int AS free_slots,
-           v.gpus - coalesce(a.gpus, 0) AS free_gpus
+           v.gpus - coalesce(a.gpus, 0) AS free_gpus,
+           EXISTS (SELECT FROM lease_requests q WHERE q.vm_id = v.id AND q.lease_id IS NULL
+                     AND NOT q.refused AND q.expires_at > now()) AS is_kept
     FROM vms v JOIN pools p ON p.id = v.pool_id LEFT JOIN LATERAL (
       SELECT sum(cores)::int AS cores, sum(gpus)::int AS gpus FROM attempts
       WHERE vm_id = v.id AND state IN ('PLACED', 'STARTED')) a ON true
@@ -115,6 +117,7 @@ def _pool(
 ) -> dict[str, Any]:
     vms = rows(connection, _VMS, pool=pool["id"], owner=found["owner_id"], sandbox=found["sandbox"])
     mine = [vm for vm in vms if not vm["is_foreign"]]
+    open_to_it = [vm for vm in mine if not vm["is_kept"]]
     lacks = [
         (vm["name"], why)
         for vm in mine
@@ -138,8 +141,9 @@ def _pool(
         "kinds": limits.kinds,
         "vms": {row["state"]: row["count"] for row in by_state},
         "foreign": len(vms) - len(mine),
+        "kept": len(mine) - len(open_to_it),
         "lacks": lacks[:_MOST],
-        "most_free_slots": max((vm["free_slots"] for vm in mine), default=0),
-        "most_free_gpus": max((vm["free_gpus"] for vm in mine), default=0),
+        "most_free_slots": max((vm["free_slots"] for vm in open_to_it), default=0),
+        "most_free_gpus": max((vm["free_gpus"] for vm in open_to_it), default=0),
         "paused_s": paused_s,
     }

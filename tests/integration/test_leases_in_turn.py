@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from remuda import BadInput, NoVmAvailable, Refused, StaleHolder
+from remuda.client.reasons import waiting_reasons
 from remuda.errors import IllegalTransition, UnknownLease
-from remuda.models import lease_requests, leases, owners, sizing
+from remuda.models import explanation, lease_requests, leases, owners, sizing
 from remuda.models.database import rows
 from remuda.models.states import VmState
 from remuda.models.vm_life import move_vm
@@ -141,8 +142,12 @@ def test_jobs_leave_alone_what_is_kept(engine: Engine) -> None:
         whole = make_wish(connection, pool, owner="ann", slots=None, ttl_s=60.0)
         _waited(connection, whole, 1000)
         lease_requests.serve(connection)
-        make_jobs(connection, pool)
+        [job] = make_jobs(connection, pool)
         assert dispatch(connection) == []
+        facts = explanation.explain_facts(connection, job)
+        told = [reason.text for reason in waiting_reasons(facts)]
+        assert any("the freest has 0, 1 too few" in text for text in told)
+        assert any("1 VM of pool herd kept for a lease" in text for text in told)
         assert lease_requests.pick_up(connection, whole, stay=False).lease is None  # it gives up
         assert len(dispatch(connection)) == 1
         _free(connection, held)
