@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from remuda.constraints import hardware_of
 from remuda.models.database import rows
@@ -32,6 +32,10 @@ _ROOMS = f"""
     SELECT p.id, (SELECT sum(greatest(r.free, 0)) FROM ({_HAVE_ROOM.format(pool="p.id")}) AS r)::int AS free
     FROM unnest(CAST(:pools AS bigint[])) AS p(id)
 """
+
+_TAKE_ONE = text(
+    "SELECT pg_try_advisory_xact_lock(125536, CAST(CAST(:pool AS bigint) % 2147483647 AS int))"
+)
 
 # CASE: what is full is not locked, as somebody may come who saw it get room.
 _TAKE = f"""
@@ -74,6 +78,11 @@ def free_slots(
     """Return the free slots of those of the pools that may have room, if only in queues, in that order."""
     found = rows(connection, _ROOMS, pools=list(pools), max_ahead=max_ahead, horizon=horizon_s)
     return {row["id"]: row["free"] for row in found if row["free"] is not None}
+
+
+def take_pool(connection: Connection, pool: int) -> bool:
+    """Take a pool until the transaction ends, unless another dispatcher has it in hand."""
+    return bool(connection.scalar(_TAKE_ONE, {"pool": pool}))
 
 
 def take_pools(

@@ -110,11 +110,11 @@ def _place_once(
     """
     max_ahead, horizon_s = settings.placement_max_ahead, settings.placement_horizon_s
     parts = _parts(connection, settings) if pools is None else [pools]
-    taken = (
-        free_vms.take_pools(connection, parts[0], max_ahead=max_ahead, horizon_s=horizon_s)
-        if parts
-        else []
-    )
+    taken: list[int] = []
+    if pools is None and parts and len(parts[0]) == 1:  # the look at it tells soon if there is room
+        taken = parts[0] if free_vms.take_pool(connection, parts[0][0]) else []
+    elif parts:
+        taken = free_vms.take_pools(connection, parts[0], max_ahead=max_ahead, horizon_s=horizon_s)
     once = _Once(taken, parts)
     if not taken:
         return once
