@@ -12,7 +12,6 @@ plot. Exits 1 where a limit is broken.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from sqlalchemy import Engine, text
 from benchmarks.beside import side_by_side
 from benchmarks.farm import analyze, database, fill, make_jobs
 from benchmarks.processes import run_s
+from benchmarks.report import tell
 from benchmarks.scheduler_report import plans, write_report
 from remuda.config import Settings, load_settings
 from remuda.embedded import ensure_server, stop_server
@@ -235,22 +235,13 @@ def main() -> int:
     parser.add_argument(
         "--of-a-core", type=float, default=0.15, help="the part of a core a held dispatcher has"
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="remuda-scheduler-") as folder:
         found = measure(Path(folder), options)
-    if options.json:
-        print(json.dumps(found))
-    bad = []
-    for name, value in found.items():
-        limit, more = LIMITS.get(name, (None, True))
-        fine = limit is None or (value >= limit if more else value <= limit)
-        bad += [] if fine else [name]
-        told = "" if limit is None else f"  (limit {limit:g}{'' if fine else ', BROKEN'})"
-        if not options.json:
-            print(f"{name:22} {value:10.2f}{told}")
+    missed = tell(found, LIMITS, file=options.json)
     print(f"report: {options.to / 'scheduler.md'}", file=sys.stderr)
-    return 1 if bad else 0
+    return missed
 
 
 if __name__ == "__main__":

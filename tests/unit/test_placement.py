@@ -240,9 +240,9 @@ def test_nothing_is_put_behind_a_queue_as_if_it_were_free() -> None:
 def best_time_s(given_: PlacementSnapshot) -> float:
     times = []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = time.process_time()
         place(given_, NOW)
-        times.append(time.perf_counter() - begin)
+        times.append(time.process_time() - begin)
     return min(times)
 
 

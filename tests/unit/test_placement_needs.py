@@ -252,7 +252,7 @@ def test_sandboxes_of_one_owner_are_apart_only_where_the_pool_says_so() -> None:
 
 def test_jobs_with_needs_are_placed_fast_among_machines_that_all_differ() -> None:
     """A thousand jobs, each with a wish that half of a thousand different VMs meets."""
-    from time import perf_counter
+    from time import process_time
 
     vms = [
         vm(n, 4, hardware=Hardware(cores=4, disk_bytes=n, memory_bytes=n)) for n in range(1, 1001)
@@ -260,7 +260,7 @@ def test_jobs_with_needs_are_placed_fast_among_machines_that_all_differ() -> Non
     waiting = [job(n, constraints={"min_disk_bytes": 500 + n % 10}) for n in range(1, 1001)]
     times = []
     for _ in range(3):
-        begin = perf_counter()
+        begin = process_time()
         assert len(place(snapshot(waiting, vms), NOW)) == 1000
-        times.append(perf_counter() - begin)
+        times.append(process_time() - begin)
     assert min(times) < 0.5
