@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
+
 from tests.database import database_url, empty_database_url, engine, server_url, template
 from tests.services import rabbitmq_url, redis_url
 
@@ -14,3 +16,8 @@ __all__ = [
     "server_url",
     "template",
 ]
+
+# How long an example takes by the clock tells how busy the machine is, and nothing of the example:
+# what must be fast has a test of its own.
+settings.register_profile("remuda", deadline=None)
+settings.load_profile("remuda")

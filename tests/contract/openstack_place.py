@@ -78,3 +78,8 @@ def spec(name: str = "vm-1", pool: str = "sim", **more: Any) -> VmSpec:
 
 def servers(provider: OpenstackProvider) -> list[Any]:
     return list(provider.client.api.compute.servers())
+
+
+def running(provider: OpenstackProvider, vm_id: str) -> Any:
+    vm = provider.describe([vm_id])[vm_id]
+    return vm if vm.state == "running" and vm.address else None

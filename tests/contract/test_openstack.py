@@ -38,6 +38,7 @@ from tests.contract.openstack_place import (
     key_file,
     ours,
     provider,
+    running,
     servers,
     spec,
     url,
@@ -170,11 +171,6 @@ class TestBothNovas:
             provider.terminate(made.id)
         assert provider.list("") == []
         assert [server.id for server in servers(provider)] == [made.id]
-
-
-def running(provider: OpenstackProvider, vm_id: str) -> Any:
-    vm = provider.describe([vm_id])[vm_id]
-    return vm if vm.state == "running" and vm.address else None
 
 
 class TestLaunching:
@@ -373,44 +369,3 @@ class TestRefusals:
             get_provider("openstack", Settings(), {"flavor": "m1.small"})
         with pytest.raises(BadInput, match="flavor is missing"):
             get_provider("openstack", Settings()).validate({"key_file": "/k"})
-
-
-class TestLooking:
-    def test_a_list_has_all_pages(self, provider: OpenstackProvider, fake: FakeCloud) -> None:
-        fake.nova.page = 2
-        ids = {provider.spawn(spec(f"vm-{n}"), f"token-{n}") for n in range(5)}
-        assert {vm.provider_id for vm in provider.list("sim")} == ids
-        assert set(provider.describe([*ids, *[NOBODY[:-2] + f"{n:02}" for n in range(9)]])) == ids
-
-    def test_a_key_that_is_lost_hides_addresses_but_nothing_else(
-        self, ours: dict[str, Any], provider: OpenstackProvider, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        vm_id = provider.spawn(spec(), "token-1")
-        blind = provider.of_pool({**ours, "key_file": "/no/such/key"})
-        (seen,) = blind.list("sim")
-        assert (seen.provider_id, seen.address) == (vm_id, {})
-        assert "cannot be reached" in caplog.text
-
-    def test_a_floating_ip_comes_and_goes_with_its_vm(
-        self, ours: dict[str, Any], provider: OpenstackProvider, fake: FakeCloud
-    ) -> None:
-        floats = provider.of_pool({**ours, "floating_network": "outside"})
-        vm_id = floats.spawn(spec(), "token-1")
-        vm = wait_until(lambda: running(floats, vm_id), "it runs")
-        assert vm.public_ip == vm.address["address"] == "198.51.100.1"
-        assert running(floats, vm_id) == vm
-        assert len(fake.around.floating_ips) == 1
-        floats.terminate(vm_id)
-        assert fake.around.floating_ips == {}
-        floats.terminate(vm_id)
-
-    def test_a_floating_ip_of_a_vm_that_vanished_is_given_back(
-        self, ours: dict[str, Any], provider: OpenstackProvider, fake: FakeCloud
-    ) -> None:
-        floats = provider.of_pool({**ours, "floating_network": "outside"})
-        vm_id = floats.spawn(spec(), "token-1")
-        wait_until(lambda: running(floats, vm_id), "it runs")
-        fake.nova.servers.clear()
-        assert floats.describe([vm_id]) == {}
-        floats.terminate(vm_id)
-        assert fake.around.floating_ips == {}

@@ -128,9 +128,7 @@ def _model(edges: list[list[tuple[int, str]]], outcomes: list[str]) -> list[str]
     return ends
 
 
-@settings(
-    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.lists(st.tuples(st.lists(_EDGES, max_size=3), _OUTCOMES), min_size=1, max_size=25),
     batch=st.integers(1, 4),

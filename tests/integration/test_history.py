@@ -33,9 +33,7 @@ pieces = st.lists(
 
 
 @given(found=pieces, bucket=st.integers(1, 70), cut=st.integers(1, SECONDS))
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_levels_are_what_a_count_each_second_says(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, found: Any, bucket: int, cut: int
 ) -> None:

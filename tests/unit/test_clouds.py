@@ -102,7 +102,7 @@ class TestSettings:
         with pytest.raises(BadInput, match="flavor is missing"):
             openstack_of({"key_file": "/k"})
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.dictionaries(st.sampled_from([*EC2, "tags", "zones", "user"]), st.from_type(object)))
     def test_junk_is_refused_or_read(self, junk: dict[str, Any]) -> None:
         for check in CHECKS.values():

@@ -64,7 +64,7 @@ def test_hours_are_those_of_the_zone() -> None:
     assert chosen(table, 24 * 6) == "11 00:00"  # Saturday
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(0, 100), min_size=24, max_size=24),
     st.floats(60, 5 * 86_400),

@@ -11,7 +11,7 @@ from remuda.policies import ElasticSettings, Policy
 from remuda.workers.outlook import Outlook, outlook
 from remuda.workers.pool_snapshot import Ceiling, PoolSnapshot
 from remuda.workers.scaling import decide
-from tests.unit.test_scaling import NOW, elastic, pool, pools, vm
+from tests.unit.pool_snapshots import NOW, elastic, pool, pools, vm
 
 
 def after(given_: PoolSnapshot, **more: Any) -> Outlook:

@@ -74,7 +74,7 @@ def test_the_first_that_is_active_rules(given_: tuple[Policy, ...], now: datetim
     assert found is (active[0] if active else None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(policies(), moments, st.data())
 def test_nothing_changes_before_the_next_change(
     given_: tuple[Policy, ...], now: datetime, data: st.DataObject

@@ -111,7 +111,7 @@ class World:
         self.running = [r for r in self.running if r[0] > self.now_s]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(2, 6), min_size=1, max_size=3),
     st.integers(0, 10**6),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,82 +14,9 @@ from hypothesis import strategies as st
 
 from remuda.errors import BadInput
 from remuda.policies import ElasticSettings
-from remuda.workers.packing import Demand
-from remuda.workers.pool_snapshot import Ceiling, PoolSnapshot, VmSlots
-from remuda.workers.scaling import SIZED_STATES, STEPS, Decision, decide
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def elastic(low: int, high: int, **more: Any) -> ElasticSettings:
-    return ElasticSettings(minimum_total_slots=low, maximum_total_slots=high, **more)
-
-
-def vm(
-    number: int,
-    *,
-    busy: int = 0,
-    idle_s: float = 0.0,
-    slots: int = 1,
-    state: str = "running",
-    draining: bool = False,
-) -> VmSlots:
-    idle = state == "running" and not busy
-    since = NOW - timedelta(seconds=idle_s) if idle else None
-    return VmSlots(number, state, slots, busy, since, draining)
-
-
-def pool(
-    settings: ElasticSettings | None, vms: list[VmSlots] | None = None, **more: Any
-) -> PoolSnapshot:
-    fields: dict[str, Any] = {
-        "pool_id": 1,
-        "state": "SUBMITTED",
-        "elastic": settings,
-        "instance_count": 0,
-        "slots_per_vm": 1,
-        "vms": tuple(vms or []),
-        "queued_slots": 0,
-        "last_resize_at": None,
-    }
-    return PoolSnapshot(**{**fields, **more})
-
-
-@st.composite
-def settings(draw: st.DrawFn) -> ElasticSettings:
-    high = draw(st.integers(0, 24))
-    return elastic(
-        draw(st.integers(0, high)),
-        high,
-        minimum_idle_slots=draw(st.integers(0, high)),
-        minimum_idle_time_seconds=draw(st.sampled_from([0, 5, 60])),
-        resize_factor=draw(st.floats(0.01, 1)),
-        resize_period=draw(st.integers(1, 30)),
-    )
-
-
-@st.composite
-def pools(draw: st.DrawFn) -> PoolSnapshot:
-    """Any pool: also one over its maximum, with VMs draining, static, paused or unknown."""
-    size = draw(st.integers(1, 4))
-    states = ["requested", "booting", "running", "running"]
-    vms = []
-    for number in range(1, draw(st.integers(0, 12)) + 1):
-        state = draw(st.sampled_from(states))
-        busy = draw(st.integers(0, size)) if state == "running" else 0
-        idle_s, draining = draw(st.integers(0, 90)), draw(st.integers(0, 4)) == 0
-        vms.append(vm(number, busy=busy, idle_s=idle_s, slots=size, state=state, draining=draining))
-    return pool(
-        draw(st.none() | settings()),
-        vms,
-        state=draw(st.sampled_from([*sorted(SIZED_STATES), "CLOSING"])),
-        instance_count=draw(st.integers(0, 8)),
-        slots_per_vm=size,
-        queued_slots=draw(st.integers(0, 40)),
-        last_resize_at=draw(st.none() | st.integers(0, 40).map(lambda s: NOW - timedelta(0, s))),
-        provider_known=draw(st.integers(0, 5)) > 0,
-        paused_until=draw(st.none() | st.integers(-5, 5).map(lambda s: NOW + timedelta(0, s))),
-    )
+from remuda.workers.pool_snapshot import PoolSnapshot, VmSlots
+from remuda.workers.scaling import STEPS, Decision, decide
+from tests.unit.pool_snapshots import NOW, elastic, pool, pools, settings, vm
 
 
 def limits(given_: PoolSnapshot) -> tuple[int, int]:
@@ -326,79 +253,9 @@ def test_nonsense_is_refused_by_name(name: str, values: list[Any]) -> None:
             ElasticSettings(**{**good, name: value})
 
 
-def test_a_limit_over_several_pools_stops_growth_and_takes_nothing() -> None:
-    under = pool(elastic(0, 8), queued_slots=8, ceiling=Ceiling("the global cap", 20, 3))
-    found = decide(under, NOW)
-    assert (found.grow_vms, found.step) == (3, "grow")
-    full = pool(
-        elastic(0, 8), [vm(1, busy=1)], queued_slots=8, ceiling=Ceiling("the global cap", 20, 0)
-    )
-    found = decide(full, NOW)
-    assert (found.grow_vms, found.close_vm_ids, found.step) == (0, (), "ceiling")
-    assert "at the global cap of 20 slots over several pools" in found.reason
-    own = replace(full, elastic=elastic(0, 1))
-    assert decide(own, NOW).step in ("maximum", "ceiling", "steady")
-    assert not decide(own, NOW).grow_vms
-
-
-def test_another_policy_does_not_wait_for_the_period() -> None:
-    early = pool(elastic(0, 8), queued_slots=2, last_resize_at=NOW, policy="day")
-    assert decide(early, NOW).step == "early"
-    found = decide(replace(early, policy_changed=True), NOW)
-    assert (found.step, found.grow_vms, found.policy) == ("grow", 2, "day")
-    assert found.reason.startswith("by policy day: ")
-    assert found.inputs["policy"] == "day"
-
-
-def test_who_is_stopped_grows_by_nothing_and_says_why() -> None:
-    over = pool(elastic(2, 8), queued_slots=2, stopped="its budget is used up")
-    found = decide(over, NOW)
-    assert (found.step, found.grow_vms) == ("stopped", 0)
-    assert "its budget is used up" in found.reason
-    idle = replace(over, elastic=elastic(0, 8), vms=(vm(1, idle_s=9),), queued_slots=0)
-    assert decide(idle, NOW).close_vm_ids == (1,)  # what is idle goes all the same
-    waited_for = replace(idle, queued_slots=3, demands=(Demand(count=3, cores=1),))
-    assert decide(waited_for, NOW).close_vm_ids == (1,)  # also when it is waited for in vain
-
-
 @given(pools())
 def test_every_step_is_known(given_: PoolSnapshot) -> None:
     found = decide(given_, NOW)
     assert found.step in STEPS
     acts = bool(found.grow_vms or found.close_vm_ids or found.drain_vm_ids or found.replace_vm_ids)
     assert acts == (found.step in ("grow", "shrink", "replace"))
-
-
-def wants(slots: int, **more: Any) -> PoolSnapshot:
-    demands = (Demand(count=slots, cores=1, memory_bytes=0, gpus=0),)
-    return pool(elastic(0, 10), queued_slots=slots, demands=demands, **more)
-
-
-def test_what_only_a_limit_over_several_pools_keeps_away_is_told() -> None:
-    assert decide(wants(5, ceiling=Ceiling("the cap", 8, 2)), NOW).short_vms == 3
-    assert decide(wants(5, ceiling=Ceiling("the cap", 8, 5)), NOW).short_vms == 0
-    assert decide(wants(5), NOW).short_vms == 0
-    booting = [vm(n, state="booting") for n in range(3)]
-    decision = decide(replace(wants(5, ceiling=Ceiling("the cap", 8, 0)), vms=tuple(booting)), NOW)
-    assert (decision.step, decision.short_vms) == ("ceiling", 2)
-    # Its own maximum is nobody else's fault; nor is what it would like to have idle.
-    full = replace(wants(5, ceiling=Ceiling("the cap", 8, 0)), elastic=elastic(0, 3))
-    assert decide(full, NOW).short_vms == 3
-    spare = pool(elastic(0, 9, minimum_idle_slots=4), ceiling=Ceiling("the cap", 8, 0))
-    assert decide(spare, NOW).short_vms == 0
-
-
-def test_a_shelf_that_is_full_keeps_it_away_too() -> None:
-    paused: dict[str, Any] = {"paused_until": NOW + timedelta(seconds=9)}
-    assert decide(wants(3, **paused), NOW).short_vms == 0
-    decision = decide(wants(3, shelf_full=True, **paused), NOW)
-    assert (decision.step, decision.short_vms) == ("paused", 3)
-
-
-def test_the_rest_of_a_step_is_taken_as_soon_as_there_is_room() -> None:
-    early: dict[str, Any] = {"last_resize_at": NOW - timedelta(seconds=1)}
-    assert decide(wants(9, **early), NOW).step == "early"
-    assert decide(wants(9, short_slots=2, **early), NOW).grow_vms == 2
-    waits = decide(wants(9, short_slots=2, ceiling=Ceiling("the cap", 8, 1), **early), NOW)
-    assert (waits.grow_vms, waits.short_vms) == (1, 1)
-    assert decide(pool(elastic(0, 9), short_slots=2, **early), NOW).step == "early"

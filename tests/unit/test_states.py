@@ -284,4 +284,4 @@ class JobAndItsAttempts(RuleBasedStateMachine):
 
 
 TestJobAndItsAttempts = JobAndItsAttempts.TestCase
-TestJobAndItsAttempts.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestJobAndItsAttempts.settings = settings(max_examples=60, stateful_step_count=30)
