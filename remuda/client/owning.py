@@ -52,7 +52,7 @@ class Owning:
         `max_queued`: jobs that may wait, `max_vms`: VMs that may serve it, its leases and jobs, at once;
         all of that `pool`, else in all together. `max_pools`: pools it may have before it
         can make no more; they count until they are deleted. What it has at the time stays.
-        Raises BadInput, UnknownPool, Refused (of groups of groups).
+        Raises BadInput, UnknownPool, Refused (of groups of groups, and limits of their VMs).
         """
         owner = text_of("owner", name, least=1, most=200)
         pool_id = None if pool is None else int(pool_row(self._context, pool)["id"])

@@ -15,6 +15,11 @@ from remuda.models.database import rows
 
 PERIODS = ("day", "week", "month", "total")
 _LOCK = 0x52454D42  # "REMB": one looks at a time
+_MEMBERS = 1_000_000
+
+# Why nothing of an owner (o) is placed or leased, its own budget or its group's being used up; else NULL.
+STOP = """coalesce(o.budget_stop, CASE WHEN o.group_id IS NOT NULL THEN
+    (SELECT g.budget_stop FROM owners g WHERE g.id = o.group_id) END)"""
 
 
 class Budget(Base):
@@ -113,7 +118,10 @@ def to_check(connection: Connection) -> tuple[datetime, Sequence[Mapping[str, An
 
 
 def spent(connection: Connection, budget: Mapping[str, Any], now: datetime) -> float:
-    """Return what was spent of a budget since the begin of its present period."""
+    """Return what was spent of a budget since the begin of its present period.
+
+    Of a group's by all who are its members now.
+    """
     by = "pool" if budget["pool_id"] is not None else "owner"
     found = costs(
         connection,
@@ -122,9 +130,9 @@ def spent(connection: Connection, budget: Mapping[str, Any], now: datetime) -> f
         until=now,
         pool_id=budget["pool_id"],
         owner_id=budget["owner_id"],
-        limit=1,
+        limit=_MEMBERS,
     )
-    return float(found[0]["cost"]) if found else 0.0
+    return float(sum(row["cost"] for row in found))
 
 
 def note(

@@ -26,7 +26,9 @@ _RUN_HOURS = _HOURS.format(began="a.started_at", ended="a.ended_at")
 _LEASE_HOURS = _HOURS.format(began="l.acquired_at", ended="l.released_at")
 
 _PARTS = f"""
-    WITH vm AS (
+    WITH whose AS (
+      SELECT id FROM owners WHERE id = :owner OR group_id = :owner
+    ), vm AS (
       SELECT v.id, v.name, v.pool_id, v.slots, coalesce(v.price, 0)::float8 AS price, v.state,
              v.price IS NULL AS unpriced, {_VM_HOURS} AS hours
       FROM vms v WHERE v.submitted_at < least(CAST(:until AS timestamptz), now())
@@ -39,12 +41,12 @@ _PARTS = f"""
       FROM vm JOIN attempts a ON a.vm_id = vm.id JOIN jobs j ON j.id = a.job_id
       WHERE a.started_at < least(CAST(:until AS timestamptz), now())
         AND (a.ended_at IS NULL OR a.ended_at > CAST(:since AS timestamptz))
-        AND (CAST(:owner AS bigint) IS NULL OR j.owner_id = :owner)
+        AND (CAST(:owner AS bigint) IS NULL OR j.owner_id IN (SELECT id FROM whose))
     ), lease AS (
       SELECT l.vm_id, l.owner_id, vm.pool_id,
              {_LEASE_HOURS} * l.slots / vm.slots * vm.price AS cost
       FROM vm JOIN leases l ON l.vm_id = vm.id AND NOT l.for_jobs
-      WHERE (CAST(:owner AS bigint) IS NULL OR l.owner_id = :owner)
+      WHERE (CAST(:owner AS bigint) IS NULL OR l.owner_id IN (SELECT id FROM whose))
     )"""
 
 _BY = {
@@ -92,7 +94,10 @@ def costs(
     owner_id: int | None = None,
     limit: int = 1000,
 ) -> list[dict[str, Any]]:
-    """Return what each pool, owner, VM, job or attempt cost in a time, the dearest first."""
+    """Return what each pool, owner, VM, job or attempt cost in a time, the dearest first.
+
+    Of an owner, if given: of a group that is what its members' cost.
+    """
     if by not in _BY:
         raise BadInput(f"there are no costs by {by[:50]!r}", hint=f"by {', '.join(KINDS)}")
     found = rows(

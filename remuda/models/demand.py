@@ -16,6 +16,7 @@ from remuda.constraints import Hardware, hardware_of, unmet
 from remuda.models import quotas, vm_quotas
 from remuda.models.array_limits import array_rooms
 from remuda.models.base import sql_list
+from remuda.models.budgets import STOP
 from remuda.models.database import rows
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.waiting_shapes import Look, waiting_shapes
@@ -80,7 +81,7 @@ class PoolLimits:
 _LIMITED = "SELECT id, max_running FROM arrays WHERE max_running IS NOT NULL AND ended < size"
 
 # Owners whose budget is used up: nothing of theirs is placed, so nothing is needed for it.
-_STOPPED = "SELECT id FROM owners WHERE budget_stop IS NOT NULL"
+_STOPPED = f"SELECT o.id FROM owners o WHERE {STOP} IS NOT NULL"
 
 # Leases that are waited for, and would be given, if there were a VM more.
 _WISHES = """

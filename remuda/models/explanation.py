@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 from remuda.constraints import hardware_of, unmet
 from remuda.models import prospects
 from remuda.models.array_limits import array_rooms
+from remuda.models.budgets import STOP
 from remuda.models.database import rows
 from remuda.models.demand import PoolLimits, limits_of
 from remuda.models.query import job, pools
@@ -91,7 +92,9 @@ def explain_facts(
         "parents": [dict(row) for row in rows(connection, _PARENTS, id=job_id)],
         "array": _array(connection, found["array_id"]),
         "budget_stop": rows(
-            connection, "SELECT budget_stop FROM owners WHERE id = :id", id=found["owner_id"]
+            connection,
+            f"SELECT {STOP} AS budget_stop FROM owners o WHERE o.id = :id",
+            id=found["owner_id"],
         )[0]["budget_stop"],
         "preempted": rows(connection, _PREEMPTED, id=job_id)[0],
         "waits_s": itself["waits_s"],

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 from remuda.matching import LeaseSnapshot, Matching, Request, match
 from remuda.models import leases
 from remuda.models.base import sql_list
+from remuda.models.budgets import STOP
 from remuda.models.database import LEASE_CHANNEL, rows
 from remuda.models.leasing import allowances, lock_matching, rooms, take
 from remuda.models.states import OPEN_POOL, PoolState
@@ -288,7 +289,8 @@ def _snapshot(connection: Connection) -> LeaseSnapshot:
     )
     stopped = rows(
         connection,
-        "SELECT id, budget_stop FROM owners WHERE id = ANY(:owners) AND budget_stop IS NOT NULL",
+        f"""SELECT o.id, {STOP} AS budget_stop FROM owners o
+            WHERE o.id = ANY(:owners) AND {STOP} IS NOT NULL""",
         owners=sorted({request.owner_id for request in requests}),
     )
     return LeaseSnapshot(

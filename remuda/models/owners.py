@@ -18,9 +18,11 @@ def change(
 ) -> None:
     """Set what is given of an owner, made when new; quotas in the pool, if given.
 
-    Raises Refused when a group would be in a group.
+    Raises Refused when a group would be in a group, or have a limit of VMs.
     """
     owner = owner_id(connection, name)
+    if changes.get("max_vms") is not None and _has_members(connection, owner):
+        raise _no_limit_of_vms(name)
     in_pool = {"max_slots", "max_queued"} | (set() if pool_id is None else {"max_vms"})
     for column in changes.keys() & {"weight", "max_vms", "max_pools"} - in_pool:
         connection.execute(
@@ -49,9 +51,7 @@ def _join(connection: Connection, owner: int, name: str, group: str | None) -> N
         )
     }
     if group_id is not None:
-        has_members = connection.scalar(
-            text("SELECT EXISTS (SELECT FROM owners WHERE group_id = :id)"), {"id": owner}
-        )
+        has_members = _has_members(connection, owner)
         if has_members or group_id == owner or found[group_id]["group_id"] is not None:
             who = (
                 f"{name} has members" if has_members else f"{group} is {name} or in a group itself"
@@ -60,9 +60,29 @@ def _join(connection: Connection, owner: int, name: str, group: str | None) -> N
                 f"owner {name} cannot be in group {group}: {who}",
                 hint="groups have one level: owners in a group",
             )
+        if rows(connection, _LIMITS_VMS, id=group_id):
+            raise _no_limit_of_vms(str(group))
     connection.execute(
         text("UPDATE owners SET group_id = :group WHERE id = :id"),
         {"group": group_id, "id": owner},
+    )
+
+
+_LIMITS_VMS = """
+    SELECT 1 AS one FROM owners WHERE id = :id AND max_vms IS NOT NULL
+    UNION ALL SELECT 1 FROM quotas WHERE owner_id = :id AND max_vms IS NOT NULL
+"""
+
+
+def _has_members(connection: Connection, owner: int) -> bool:
+    found = rows(connection, "SELECT id FROM owners WHERE group_id = :id LIMIT 1", id=owner)
+    return bool(found)
+
+
+def _no_limit_of_vms(group: str) -> Refused:
+    return Refused(
+        f"group {group} cannot have a limit of VMs: these are counted for each owner",
+        hint="limit the VMs of its members, or the slots or the spend of the group",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import text
 
+from remuda.models.budgets import STOP
 from remuda.models.deadlines import MAYBE_OVERDUE
 from remuda.models.jobs import READY
 
@@ -79,7 +80,7 @@ SHAPES = (
     + ") AS n WHERE n.pool_ids IS NULL UNION ALL"
     + _STEPS.format(head=_HEAD, ready=READY, which="j.pool_ids IS NOT NULL")
     + "WHERE n.pool_ids && CAST(:pools AS bigint[])) AS n"
-    " JOIN owners o ON o.id = n.owner_id AND o.budget_stop IS NULL"
+    f" JOIN owners o ON o.id = n.owner_id AND {STOP} IS NULL"
 )
 
 # The next jobs of each owner in a pool, of its shapes that fit somewhere (`free`: into free slots, else

@@ -255,6 +255,36 @@ def test_a_price_of_the_provider_counts_instead_of_the_offers(
         assert yard.launch(vm_id)["price"] == kept
 
 
+def test_the_budget_of_a_group_is_of_all_its_members(yard: Yard, spent: Workbench) -> None:
+    with spent.client() as client:
+        for member in ("alice", "bob"):
+            client.set_owner(member, group="physics")
+        yard.sql(
+            """INSERT INTO leases (vm_id, owner_id, for_jobs, slots, acquired_at, expires_at, released_at)
+               SELECT v.id, o.id, false, 1, now() - interval '2 hours', now(), now() - interval '1 hour'
+               FROM vms v, owners o WHERE v.price = 1 AND v.state = 'RUNNING' AND o.name = 'bob'"""
+        )
+        cost = {row["owner"]: row["cost"] for row in client.costs("owner")}
+        together = cost["alice"] + cost["bob"]
+        assert sum(row["cost"] for row in client.costs("owner", owner="physics")) == near(together)
+        client.set_budget(owner="physics", period="total", stop=max(cost.values()) + 0.01)
+        yard.sql("UPDATE owners SET created_at = now() - interval '1 day'")
+        assert watched(yard) == 1
+        [budget] = client.budgets()
+        assert (budget["level"], budget["spent"]) == ("stop", near(together))
+        with spent.engine.begin() as connection:
+            pool = client.pool("dear").id
+            [job] = make_jobs(connection, pool, 1, owner="alice")
+            make_jobs(connection, pool, 1, owner="carol")
+        assert sum(placing.dispatch(yard.runtime).values()) == 1
+        assert client.job(job).state == "NEW"
+        said = " ".join(client.explain(job))
+        assert "Nothing of its owner is placed: the budget of owner physics is used up" in said
+        client.set_owner("alice", group=None)  # on its own again, below any level
+        assert sum(placing.dispatch(yard.runtime).values()) == 1
+        assert client.job(job).state == "SUBMITTED"
+
+
 def test_no_pool_grows_for_an_owner_that_is_stopped(yard: Yard) -> None:
     priced(yard, is_elastic=True, elastic_maximum_slots=8)
     yard.runtime.transact(lambda c: make_jobs(c, yard.pool_id, 3))
