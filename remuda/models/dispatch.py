@@ -207,9 +207,8 @@ def take_snapshot(
         most=most,
     ).find()
     jobs = waiting.jobs
-    if (
-        vms_limited
-    ):  # what came since the locks were taken, of whom they are not held, is for the next
+    if vms_limited:
+        # What came since the locks were taken, of whom they are not held, is for the next.
         late = vm_quotas.late(connection, {job.owner_id for job in jobs}, wanted, owned)
         jobs = tuple(job for job in jobs if job.owner_id not in late)
     found = [job for job in jobs if job.reserves]

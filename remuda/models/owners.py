@@ -21,8 +21,11 @@ def change(
     Raises Refused when a group would be in a group, or have a limit of VMs.
     """
     owner = owner_id(connection, name)
-    if changes.get("max_vms") is not None and _has_members(connection, owner):
-        raise _no_limit_of_vms(name)
+    if changes.get("max_vms") is not None:
+        # Nobody may join meanwhile.
+        rows(connection, "SELECT id FROM owners WHERE id = :id FOR UPDATE", id=owner)
+        if _has_members(connection, owner):
+            raise _no_limit_of_vms(name)
     in_pool = {"max_slots", "max_queued"} | (set() if pool_id is None else {"max_vms"})
     for column in changes.keys() & {"weight", "max_vms", "max_pools"} - in_pool:
         connection.execute(
