@@ -20,4 +20,5 @@ __all__ = [
 # How long an example takes by the clock tells how busy the machine is, and nothing of the example:
 # what must be fast has a test of its own.
 settings.register_profile("remuda", deadline=None)
+settings.register_profile("few", deadline=None, max_examples=20)  # pytest --hypothesis-profile=few
 settings.load_profile("remuda")

@@ -30,6 +30,7 @@ from remuda.workers.providers.ec2.instances import interruption_of, oldest, stat
 from remuda.workers.providers.ec2.launch import Place, places, request
 from remuda.workers.providers.openstack import servers
 from remuda.workers.providers.openstack.errors import of_fault
+from tests.examples import examples
 
 EC2 = {"key_file": "/keys/pool", "instance_type": "c7i.large"}
 OPENSTACK = {"key_file": "/keys/pool", "flavor": "m1.small"}
@@ -102,7 +103,7 @@ class TestSettings:
         with pytest.raises(BadInput, match="flavor is missing"):
             openstack_of({"key_file": "/k"})
 
-    @settings(max_examples=50)
+    @settings(max_examples=examples(50))
     @given(st.dictionaries(st.sampled_from([*EC2, "tags", "zones", "user"]), st.from_type(object)))
     def test_junk_is_refused_or_read(self, junk: dict[str, Any]) -> None:
         for check in CHECKS.values():

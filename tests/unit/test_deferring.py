@@ -16,6 +16,7 @@ from remuda.deferring import Hours, best_delay_s, hours_of, read_hours
 from remuda.errors import BadInput
 from remuda.policies import zone_of
 from remuda.spec import JobSpec
+from tests.examples import examples
 
 FLAT = [1.0] * 24
 
@@ -64,7 +65,7 @@ def test_hours_are_those_of_the_zone() -> None:
     assert chosen(table, 24 * 6) == "11 00:00"  # Saturday
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     st.lists(st.floats(0, 100), min_size=24, max_size=24),
     st.floats(60, 5 * 86_400),

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remuda.workers.onvm.longfile import NOTE, LongFile
+from tests.examples import examples
 
 HALF = 100
 
@@ -40,7 +41,7 @@ def expected(size: int) -> tuple[bytes, list[int] | None]:
     return whole[:HALF] + note + whole[to:], [HALF, to, size]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.integers(1, 170), max_size=12), st.integers(0, 1500), st.integers(1, 400))
 def test_what_is_kept_is_right_at_any_moment(sizes: list[int], offset: int, size: int) -> None:
     """While it grows, at its end, and for the runner after one that was killed."""

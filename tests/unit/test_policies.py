@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from remuda.errors import BadInput
 from remuda.policies import DAY_MIN, ElasticSettings, Period, Policy, next_change, policy_at
 from remuda.policy_rows import MAX_PERIODS, MAX_POLICIES, policies_of, policy_row
+from tests.examples import examples
 
 ZONES = ("UTC", "Europe/Paris", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu")
 SIZE = ElasticSettings(maximum_total_slots=4)
@@ -74,7 +75,7 @@ def test_the_first_that_is_active_rules(given_: tuple[Policy, ...], now: datetim
     assert found is (active[0] if active else None)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(policies(), moments, st.data())
 def test_nothing_changes_before_the_next_change(
     given_: tuple[Policy, ...], now: datetime, data: st.DataObject

@@ -17,6 +17,7 @@ from remuda.workers.placement import (
     VmCapacity,
     place,
 )
+from tests.examples import examples
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -111,7 +112,7 @@ class World:
         self.running = [r for r in self.running if r[0] > self.now_s]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     st.lists(st.integers(2, 6), min_size=1, max_size=3),
     st.integers(0, 10**6),

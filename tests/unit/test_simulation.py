@@ -15,6 +15,7 @@ from remuda.policies import ElasticSettings, Period, Policy
 from remuda.traces import TraceRow
 from remuda.workers.simulated import PoolModel, Simulation
 from remuda.workers.simulation import simulate
+from tests.examples import examples
 
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
 
@@ -76,7 +77,7 @@ def levels(found: Simulation) -> list[tuple[float, int]]:
 
 
 @given(models(), traces)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_the_size_stays_within_its_bounds(model: PoolModel, trace: list[TraceRow]) -> None:
     size, slots = size_of(model), model.slots_per_vm
     found = simulate(model, trace, start=MONDAY)
@@ -89,7 +90,7 @@ def test_the_size_stays_within_its_bounds(model: PoolModel, trace: list[TraceRow
 
 
 @given(models(), traces)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_no_busy_vm_is_closed_and_every_job_that_fits_ends(
     model: PoolModel, trace: list[TraceRow]
 ) -> None:
@@ -107,7 +108,7 @@ def test_no_busy_vm_is_closed_and_every_job_that_fits_ends(
 
 
 @given(models(), traces)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_no_vm_is_used_beyond_what_it_has(model: PoolModel, trace: list[TraceRow]) -> None:
     found = simulate(model, trace, start=MONDAY)
     for number, vm in enumerate(found.vms, 1):
@@ -120,7 +121,7 @@ def test_no_vm_is_used_beyond_what_it_has(model: PoolModel, trace: list[TraceRow
 
 
 @given(models(), traces)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_it_comes_to_rest_and_never_flaps(model: PoolModel, trace: list[TraceRow]) -> None:
     """Between two changes of the demand it grows or shrinks, not both; after the last it rests."""
     size = size_of(model)
@@ -145,7 +146,7 @@ def test_it_comes_to_rest_and_never_flaps(model: PoolModel, trace: list[TraceRow
 
 
 @given(st.data(), traces)
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_policies_take_turns(data: st.DataObject, trace: list[TraceRow]) -> None:
     """Within the bounds of the one that rules, but for VMs that still work off what they had."""
     slots = data.draw(st.integers(1, 4))

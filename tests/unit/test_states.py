@@ -26,6 +26,7 @@ from remuda.models.states import (
     VmState,
     edges,
 )
+from tests.examples import examples
 
 ROOT = Path(__file__).parents[2]
 TABLES: dict[str, Mapping[Any, tuple[Any, ...]]] = {
@@ -284,4 +285,4 @@ class JobAndItsAttempts(RuleBasedStateMachine):
 
 
 TestJobAndItsAttempts = JobAndItsAttempts.TestCase
-TestJobAndItsAttempts.settings = settings(max_examples=60, stateful_step_count=30)
+TestJobAndItsAttempts.settings = settings(max_examples=examples(60), stateful_step_count=30)
