@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,35 +72,39 @@ def cycle(engine: Engine, settings: Settings, *, commit: bool) -> tuple[int, flo
     return count, time.perf_counter() - began
 
 
-def best(engine: Engine, settings: Settings, *, times: int = 6) -> tuple[float, float]:
-    """Return the least milliseconds a placed job takes in some cycles that are rolled back.
+def cost(engine: Engine, settings: Settings) -> tuple[float, float]:
+    """Return the milliseconds that a placed job takes in a cycle that is rolled back.
 
     By the clock, and of processor time, of the dispatcher and the server process of its connection:
     what else the machine does changes that little.
     """
     with engine.connect() as connection:
         server = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
-    walls, cpus = [], []
-    for _ in range(times):
-        cpu = time.process_time() + run_s(server)
-        placed, wall = cycle(engine, settings, commit=False)
-        cpus.append((time.process_time() + run_s(server) - cpu) / max(1, placed))
-        walls.append(wall / max(1, placed))
-    return 1000 * min(walls), 1000 * min(cpus)
+    cpu = time.process_time() + run_s(server)
+    placed, wall = cycle(engine, settings, commit=False)
+    cpu = time.process_time() + run_s(server) - cpu
+    return 1000 * wall / max(1, placed), 1000 * cpu / max(1, placed)
 
 
 def grown(
-    url: str, settings: Settings, counts: Sequence[int], make: Any
+    url: str, settings: Settings, counts: Sequence[int], make: Any, *, times: int = 9
 ) -> list[tuple[int, float, float]]:
-    """Return what a placed job takes with so many jobs waiting: see `best`."""
-    found = []
-    for count in counts:
-        with database(url, f"grown_{count}") as own:
-            engine = make_engine(own)
+    """Return the least that a placed job takes with so many jobs waiting: see `cost`.
+
+    All by turns, so that what else the machine does slows each.
+    """
+    with ExitStack() as stack:
+        engines = []
+        for count in counts:
+            engine = make_engine(stack.enter_context(database(url, f"grown_{count}")))
+            stack.callback(engine.dispose)
             make(engine, count)
-            found.append((count, *best(engine, settings)))
-            engine.dispose()
-    return found
+            engines.append(engine)
+        found = [[cost(engine, settings) for engine in engines] for _ in range(times)]
+    return [
+        (count, *(min(kind) for kind in zip(*took, strict=True)))
+        for count, took in zip(counts, zip(*found, strict=True), strict=True)
+    ]
 
 
 def flooded(url: str, settings: Settings, options: Any) -> float:
