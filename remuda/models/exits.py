@@ -60,6 +60,7 @@ class AttemptFacts:
     failures: int
     losses: int
     cancelled: bool
+    unheard: int = 0  # earlier attempts lost before they were heard to have begun
     exit_code: int | None = None
     signal: int | None = None
     retry: dict[str, Any] | None = None  # the policy of the job, else its pool's
@@ -204,6 +205,10 @@ def facts(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Attem
     found = rows(
         connection,
         """SELECT a.id AS attempt_id, a.job_id, a.state, j.max_attempts, j.failures, j.losses,
+                  -- What is counted among the losses was heard of, even if not when it began.
+                  (SELECT least(count(*) FILTER (WHERE b.started_at IS NULL), count(*) - j.losses)
+                   FROM attempts b WHERE b.job_id = a.job_id AND b.epoch < a.epoch
+                     AND b.reason = 'LOST')::int AS unheard,
                   j.cancel_requested_at IS NOT NULL AS cancelled, a.exit_code, a.signal,
                   coalesce(j.retry, CASE WHEN j.max_attempts = 1 THEN p.retry END) AS retry,
                   j.array_id, j.memory_bytes, p.memory_bytes_per_vm AS most_memory_bytes,

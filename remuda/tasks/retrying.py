@@ -114,6 +114,7 @@ def _for_decision(known: Known, counted: Outcome) -> retry.Outcome:
         ),
         failures=facts.failures + int(counted.failure),
         losses=facts.losses + int(counted.loss),
+        unheard=facts.unheard + int(counted.reason == Reason.LOST and not counted.loss),
         earlier=known.earlier,
         array_retries=known.array_retries[0],
         memory_bytes=facts.memory_bytes,

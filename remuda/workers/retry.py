@@ -11,6 +11,9 @@ from remuda.retries import RetryPolicy
 # No attempt could change these.
 FINAL = frozenset({"OK", "CANCELLED", "DEPENDENCY", "QUEUE_TIMEOUT"})
 LOST = "LOST"
+# Losses before the job was heard to have begun that count as one after: a job that takes its machine
+# with it at once is never heard to begin, and whoever only waited there loses nothing by it so often.
+UNHEARD = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,15 +29,17 @@ class Failure:
 class Outcome:
     """The last attempt's end, with all that counts for what comes next.
 
-    `failures`, `losses`: of the job, this one included. `earlier`: its failures before this one,
-    as far as rules need them. `array_retries`: retries of all jobs of its array so far.
-    `memory_bytes`: what it had (None: no limit), `most_memory_bytes`: what it could have at most.
-    `seed`: makes the jitter; the same one gives the same pause.
+    `failures`, `losses`: of the job, this one included; `unheard`: losses before it was heard to have
+    begun, likewise. `earlier`: its failures before this one, as far as rules need them.
+    `array_retries`: retries of all jobs of its array so far. `memory_bytes`: what it had (None: no
+    limit), `most_memory_bytes`: what it could have at most. `seed`: makes the jitter; the same one
+    gives the same pause.
     """
 
     last: Failure
     failures: int
     losses: int
+    unheard: int = 0
     earlier: Sequence[Failure] = ()
     array_retries: int = 0
     memory_bytes: int | None = None
@@ -64,11 +69,14 @@ def decide(policy: RetryPolicy, outcome: Outcome) -> Requeue | GiveUp:
     if reason in FINAL:
         return GiveUp(reason, f"{reason} is final")
     if reason == LOST:
-        if outcome.losses < policy.max_losses:
+        losses = outcome.losses + outcome.unheard // UNHEARD
+        if losses < policy.max_losses:
             # The first loss is made good at once.
-            return Requeue(_delay_s(policy, policy.delay_s, outcome.losses - 1, outcome))
-        told = f"lost {_times(outcome.losses)} with the VMs it ran on, and given up"
-        return GiveUp(LOST, told)
+            return Requeue(_delay_s(policy, policy.delay_s, losses - 1, outcome))
+        told = [f"{_times(outcome.losses)} with the VMs it ran on"] if outcome.losses else []
+        if outcome.unheard >= UNHEARD:
+            told.append(f"{_times(outcome.unheard)} with VMs it had been sent to")
+        return GiveUp(LOST, f"lost {', '.join(told)}, and given up")
     return _after_failure(policy, outcome)
 
 

@@ -106,6 +106,26 @@ def test_a_job_whose_start_was_never_told_is_stopped_if_it_began(
         assert_sound(connection)
 
 
+def test_a_job_that_takes_its_machines_before_they_can_tell_is_stopped(engine: Engine) -> None:
+    """Nobody hears that it began, and no journal is left: after four times as many it is stopped."""
+    with engine.begin() as connection:
+        pool = make_pool(connection, slots_per_vm=1)
+        [job] = make_jobs(connection, pool)
+        for count in range(1, 4 * MAX_LOSSES + 1):
+            [vm] = make_vms(connection, pool)
+            connection.execute(text("UPDATE jobs SET not_before = NULL"))
+            assert [placed.job_id for placed in dispatch(connection)] == [job]
+            _lose(connection, vm)
+            found = row(connection, "jobs", job)
+            assert found["losses"] == 0
+            assert (found["not_before"] is None) == (count < 8 or count == 4 * MAX_LOSSES)
+            if count < 4 * MAX_LOSSES:
+                assert found["state"] == "NEW"
+        assert (found["state"], found["reason"]) == ("TERMINATED", "LOST")
+        assert "20 times with VMs it had been sent to" in found["message"]
+        assert_sound(connection)
+
+
 def test_a_cancelled_job_does_not_run_again(engine: Engine) -> None:
     with engine.begin() as connection:
         pool = make_pool(connection)

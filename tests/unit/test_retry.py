@@ -45,6 +45,13 @@ def test_losses_do_not_use_up_retries(most: int, losses: int, failures: int) -> 
     assert isinstance(found, Requeue) == (losses < most)
 
 
+@given(st.integers(1, 20), st.integers(0, 20), st.integers(0, 100))
+def test_what_was_not_heard_to_begin_counts_a_quarter(most: int, losses: int, unheard: int) -> None:
+    policy = RetryPolicy(max_losses=most)
+    found = decide(policy, outcome(LOST, failures=0, losses=losses, unheard=unheard))
+    assert isinstance(found, Requeue) == (losses + unheard // 4 < most)
+
+
 @pytest.mark.parametrize("reason", sorted(FINAL))
 def test_some_ends_are_final(reason: str) -> None:
     found = decide(RetryPolicy(max_retries=9, max_losses=9), outcome(reason))
@@ -137,6 +144,10 @@ def test_giving_up_says_why() -> None:
     assert once == GiveUp("NONZERO", "failed once, of at most once")
     lost = decide(RetryPolicy(max_losses=3), outcome(LOST, failures=0, losses=3))
     assert lost == GiveUp(LOST, "lost 3 times with the VMs it ran on, and given up")
+    lost = decide(RetryPolicy(max_losses=3), outcome(LOST, failures=0, losses=1, unheard=9))
+    assert isinstance(lost, GiveUp)
+    told = "lost once with the VMs it ran on, 9 times with VMs it had been sent to, and given up"
+    assert lost.message == told
 
 
 @pytest.mark.parametrize(
