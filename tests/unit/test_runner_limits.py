@@ -131,18 +131,19 @@ def test_an_ordinary_user_has_limits_too(tmp_path: Path) -> None:
         assert line.hello["cgroup"] == ""
         assert output(line.run(1, "id", "-un")) == b"nobody\n"
         assert line.run(2, *python(GREEDY), mem=LIMIT)["why"] == "OUT_OF_MEMORY"
-        line.start(job(3, "sh", "-c", "env -i setsid -f sleep 1000; sleep 1000", wall=0.2))
+        sleep = f"sleep {1_000_000 + os.getpid()}"  # as nobody else's test has it run
+        script = f"env -i setsid -f {sleep}; echo up; {sleep}"
+        line.start(job(3, "sh", "-c", script, wall=1000))
+        line.wait_output(3)
+        line.ask("extend", a=3, wall=0.01)
         assert line.exit(3)["why"] == "WALLTIME"
-        line.start(job(4, "sh", "-c", "env -i setsid -f sleep 1000; sleep 1000"))
-        line.started(4)
+        line.start(job(4, "sh", "-c", script))
+        line.wait_output(4)
         vm.kill()
         assert vm.serve().line().exit(4)["why"] == "LOST"
-        nobodys = os.fsencode("sleep\x001000\x00")
-        left = [
-            int(name)
-            for name in os.listdir("/proc")
-            if name.isdigit() and _command(name) == nobodys and _owner(name) == nobody.pw_uid
-        ]
+        nobodys = os.fsencode(sleep.replace(" ", "\0") + "\0")
+        names = [name for name in os.listdir("/proc") if name.isdigit()]
+        left = [n for n in names if _command(n) == nobodys and _owner(n) == nobody.pw_uid]
         assert left == []
 
 

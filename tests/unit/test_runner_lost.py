@@ -45,7 +45,8 @@ def test_what_a_lost_attempt_wrote_is_kept_however_short(vm: Vm) -> None:
     line.start(job(1, "sh", "-c", script, out=[["x", True]]), job(2, "sh", "-c", "sleep 99"))
     line.wait_output(1)
     (vm.home / "jobs" / "1" / "more").touch()
-    wait_until(lambda: line.whole(1, "stdout") == b"one\ntwo\n", "all of it")
+    for name, text in (("stdout", b"one\ntwo\n"), ("stderr", b"oh\n")):
+        wait_until(lambda: line.whole(1, name) == text, "all of it")  # noqa: B023
     vm.kill()
     vm.serve(3)
     vm.kill()
@@ -61,12 +62,13 @@ def test_of_a_lost_attempts_huge_output_the_cut_is_marked(vm: Vm) -> None:
     line = vm.serve().line()
     limit = 1 << 20
     line.start(job(1, "sh", "-c", "seq 1000000; echo end >&2; exec sleep 99", limit=limit))
-    wait_until(lambda: line.ask("peek", a=1, file="stderr")["size"], "all of it")
+    whole = "".join(f"{n}\n" for n in range(1, 1000001)).encode()
+    size = len(whole)
+    wait_until(lambda: line.ask("peek", a=1, file="stdout")["size"] == size, "all of it")
     vm.kill()
     again = vm.serve().line()
     entry = again.exit(1)
     kept = again.whole(1, "stdout")
-    whole = "".join(f"{n}\n" for n in range(1, 1000001)).encode()
     begin, end, total = entry["cut"]["stdout"]
     assert (total, len(kept)) == (len(whole), limit)
     assert kept == b"%b\n[remuda: the middle of %d bytes was cut out here]\n%b" % (

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.vm import Line, Vm, a_vm, job, wait_until
+from tests.unit.vm import DEADLINE_S, Line, Vm, a_vm, job, wait_until
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_attach_bridges_the_line(vm: Vm) -> None:
     answer: dict[str, Any] = json.loads(bridge.stdout.readline())
     assert (answer["re"], answer["pid"]) == (1, vm.pid)
     bridge.stdin.close()
-    assert bridge.wait(10) == 0
+    assert bridge.wait(DEADLINE_S) == 0
     bridge.stdout.close()
 
 

@@ -143,8 +143,9 @@ def test_the_end_takes_along_whatever_ran_away(vm: Vm, line: Line, runaway: str)
     """While another job runs, too, and though nothing tells whose it is but its mark."""
     line.start(job(9, "sleep", "1000"))
     other = line.started(9)["pid"]
-    line.start(job(1, *SH, f"{runaway} echo ready; sleep 1000", wall=0.3))
+    line.start(job(1, *SH, f"{runaway} echo ready; sleep 1000", wall=1000))
     line.wait_output(1)
+    line.ask("extend", a=1, wall=0.01)
     assert line.exit(1)["why"] == "WALLTIME"
     wait_until(lambda: marked(vm) == [other], "only the other job is left")
     line.start(job(2, *SH, f"{runaway} echo ready; sleep 1000"))
