@@ -183,7 +183,8 @@ def test_buckets_begin_at_round_times_and_end_now(bench: Workbench) -> None:
         assert (found.bucket_s, len(found.times)) == (60, 121)
         assert {time.second for time in found.times} == {0}
         assert found.times[-1] <= datetime.now(UTC) < found.times[-1] + timedelta(seconds=61)
-        assert found.series["herd"]["max"] == [0.0] * 120 + [1.0]
+        # Of two, if a minute ended since the VM was made.
+        assert found.series["herd"]["max"] in ([0.0] * 120 + [1.0], [0.0] * 119 + [1.0] * 2)
         rows = list(found.rows())
         assert rows[-1] == {
             "time": found.times[-1],

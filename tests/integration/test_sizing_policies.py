@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -23,18 +23,13 @@ from tests.integration.yard import Yard, yard
 __all__ = ["yard"]
 
 FIXED = {"name": "always", "kind": "fixed", "slots": 3}
-NEVER_NOW = {  # active on one other day of the week
-    "name": "other",
-    "kind": "fixed",
-    "slots": 9,
-    "periods": [{"days": [f"{datetime.now(UTC):%A}"]}],
-}
 
 
-def other_day() -> list[dict[str, Any]]:
-    days = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-    day = days[(datetime.now(UTC).weekday() + 3) % 7]
-    return [{**NEVER_NOW, "periods": [{"days": [day]}]}]
+def on_days(*ahead: int, slots: int) -> list[dict[str, Any]]:
+    """Return a policy of the days so far from today."""
+    today = datetime.now(UTC)
+    days = [f"{today + timedelta(days=n):%A}" for n in ahead]
+    return [{"name": "other", "kind": "fixed", "slots": slots, "periods": [{"days": days}]}]
 
 
 def pool_of(yard: Yard, pool_id: int) -> dict[str, Any]:
@@ -78,13 +73,13 @@ def test_a_policy_rules_from_when_it_is_set(yard: Yard) -> None:
 
 
 def test_a_period_ends_and_another_policy_takes_over(yard: Yard) -> None:
-    yard.pool(instance_count=1, policies=other_day())
+    yard.pool(instance_count=1, policies=on_days(3, slots=9))
     pool = sized(yard)
     assert pool["policy_name"] is None  # its own size: one VM
     assert live(yard) == 1
     assert pool["policy_changes_at"] > datetime.now(UTC)
     assert "policy other takes over: 9 slots" in pool["decision"]["outlook"]["next_step"]
-    yard.sql("UPDATE pools SET policies = :p", p=json.dumps([{**NEVER_NOW, "slots": 2}]))
+    yard.sql("UPDATE pools SET policies = :p", p=json.dumps(on_days(0, 1, slots=2)))
     assert sized(yard)["policy_name"] == "other"
     assert live(yard) == 2
 
@@ -160,7 +155,7 @@ def test_the_client_sets_and_explains_them(bench: Workbench) -> None:
     with bench.client() as client:
         pool = client.pool("herd")
         assert "has not been decided yet" in " ".join(pool.explain())
-        pool.set_policies([*other_day(), FIXED])
+        pool.set_policies([*on_days(3, slots=9), FIXED])
         assert [policy["name"] for policy in pool.policies()] == ["other", "always"]
         said = " ".join(pool.explain())
         assert "Policy always rules (fixed): 3 slots, always." in said
