@@ -47,7 +47,13 @@ with open('rest', 'w') as file:
     file.write('r')
 """
 )
-TICK = "for _ in range(40): time.sleep(0.05)"
+TICK = """
+while not os.path.exists(sys.argv[1] + '.go'):
+    time.sleep(0.02)
+for _ in range(40):
+    time.sleep(0.05)
+"""
+PATIENT = "while not os.path.exists(sys.argv[1] + '.end'): time.sleep(0.02)"
 ARRAY, FILED, RETRIED, OOM, SUSPENDED = 24, 8, 10, 3, 2
 RUNNING = "SELECT DISTINCT job_id FROM attempts WHERE state = 'STARTED'"
 STALLED = "SELECT id FROM events WHERE kind = 'vm' AND to_state = 'STALLED'"
@@ -130,11 +136,16 @@ def pools(client: Client, hosts: list[Host]) -> list[Pool]:
     return made
 
 
+def marking(then: str, marks: Path, **more: object) -> JobSpec:
+    """Return a job that leaves its line, and then does something."""
+    return JobSpec([sys.executable, "-S", "-c", MARK + then, str(marks)], **more)  # type: ignore[arg-type]
+
+
 def submit(client: Client, marks: Path, folder: Path) -> tuple[list[Job], list[Job]]:
     """Submit jobs of every kind; return all of them, and those that are to be suspended."""
 
     def marked(then: str, **more: object) -> JobSpec:
-        return JobSpec([sys.executable, "-S", "-c", MARK + then, str(marks)], **more)  # type: ignore[arg-type]
+        return marking(then, marks, **more)
 
     limited = client.submit_array(marked(SLEEP), ARRAY, pool=POOLS, max_running=3)
     each = After(client.array(limited[0]), "end", each=True)
@@ -165,8 +176,11 @@ def one_call(job: Job, what: str) -> bool:
 
 
 @contextlib.contextmanager
-def calling(system: System, slow: list[Job]) -> Iterator[Counter[str]]:
-    """Look into running jobs and signal them all the while; count what came of it."""
+def calling(system: System, slow: list[Job], patient: Job) -> Iterator[Counter[str]]:
+    """Look into running jobs and signal them all the while; count what came of it.
+
+    Every other time it is the patient one: where all goes slowly, others end before they are heard.
+    """
     stop, seen = threading.Event(), Counter[str]()
     left_alone = {job.id for job in slow}
 
@@ -176,7 +190,10 @@ def calling(system: System, slow: list[Job]) -> Iterator[Counter[str]]:
                 for what in ("signal", "peek"):  # the first is refused when the job has ended
                     try:
                         running = [row["job_id"] for row in system.query(RUNNING)]
-                        if free := [each for each in running if each not in left_alone]:
+                        free = [each for each in running if each not in left_alone]
+                        if patient.id in free and random.random() < 0.5:
+                            free = [patient.id]
+                        if free:
                             seen[what] += one_call(client.job(random.choice(free)), what)
                     except RemudaError as error:
                         seen[type(error).__name__] += 1
@@ -228,9 +245,11 @@ def test_all_kinds_of_jobs_end_once(system: System, two: list[Host], tmp_path: P
                 timeout_s=60,
             )
 
-        with calling(system, slow) as seen:
+        patient = client.submit(marking(PATIENT, marks, name="patient", priority=100), pool="sim")
+        with calling(system, slow, patient) as seen:
             eventually("they run", lambda: all(job.refresh().state == "RUNNING" for job in slow))
             assert client.suspend(slow) == SUSPENDED
+            Path(f"{marks}.go").touch()  # from now on only this keeps them
             ended(0.1)
             system.kill("one")
             system.start_worker("one")
@@ -256,7 +275,8 @@ def test_all_kinds_of_jobs_end_once(system: System, two: list[Host], tmp_path: P
             ended(0.7)
             system.kill("other")
             system.start_worker("other")
-            client.wait(jobs, timeout_s=90)
+            Path(f"{marks}.end").touch()
+            client.wait([*jobs, patient], timeout_s=90)
             for job in jobs:
                 if job.name == "files":
                     job.result(timeout_s=30)  # copies its outputs here

@@ -24,6 +24,7 @@ from remuda.workers.providers import VmSpec, get_provider
 from remuda.workers.providers.command.output import place_of, told_by
 from remuda.workers.providers.command.running import MOST_BYTES, run_hook
 from tests.contract.command_place import hooks, seen, settings, spec, yard
+from tests.unit.vm import wait_dead
 
 __all__ = [
     "hooks",
@@ -174,21 +175,27 @@ class TestHooks:
 
     def test_one_that_hangs_is_killed_with_all_its_children(self, tmp_path: Path) -> None:
         line = "sleep 300 & echo $! > pid; sleep 300; true"
-        began = time.monotonic()
-        with pytest.raises(TransientProviderError, match=r"cmd_new did not end in 0.3 s"):
-            run_hook("cmd_new", f"cd {tmp_path}; {line}", environment=os.environ, timeout_s=0.3)
-        assert time.monotonic() - began < 10
+        for timeout_s in (0.3, 3, 30):  # a busy machine may not start the child in 0.3 s
+            began = time.monotonic()
+            with pytest.raises(TransientProviderError, match=f"did not end in {timeout_s} s"):
+                run_hook(
+                    "cmd_new",
+                    f"cd {tmp_path}; {line}",
+                    environment=os.environ,
+                    timeout_s=timeout_s,
+                )
+            assert time.monotonic() - began < timeout_s + 20
+            if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
+                break
         pid = int((tmp_path / "pid").read_text())
-        deadline = time.monotonic() + 10
-        while _lives(pid):
-            assert time.monotonic() < deadline
+        wait_dead(pid)
 
     def test_what_it_leaves_running_is_not_waited_for(self, tmp_path: Path) -> None:
         line = f"(sleep 300; true) & echo $! > {tmp_path}/pid; echo 10.0.0.1"
         began = time.monotonic()
         printed = run_hook("cmd_new", line, environment=os.environ, timeout_s=60)
         assert printed == "10.0.0.1\n"
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 50
         os.kill(int((tmp_path / "pid").read_text()), 9)
 
     @pytest.mark.parametrize(
@@ -207,10 +214,3 @@ class TestHooks:
     def test_a_program_that_is_not_there(self) -> None:
         with pytest.raises(PermanentProviderError, match="cmd_new"):
             run_hook("cmd_new", ("/no/such",), environment=os.environ, timeout_s=30)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False

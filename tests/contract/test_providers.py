@@ -34,11 +34,14 @@ def spec(name: str = "vm-1", pool: str = "sim", **more: Any) -> VmSpec:
 
 
 def living(root: Path) -> list[int]:
-    """Return the processes, runners or jobs, of VMs under a folder."""
+    """Return the processes, runners or jobs, of VMs under a folder.
+
+    Not those that attach to a runner: each ends by itself, a moment after its line does.
+    """
     found, inside = [], os.fsencode(os.path.realpath(root)) + b"/"
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         home = environment(pid, b"REMUDA_VM_HOME")
-        serving = b"\0--home\0" + inside in slurp(f"/proc/{pid}/cmdline")
+        serving = b"\0serve\0--home\0" + inside in slurp(f"/proc/{pid}/cmdline")
         if (home.startswith(inside) or serving) and describe_process(pid):
             found.append(pid)
     return found

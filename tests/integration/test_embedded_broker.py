@@ -127,9 +127,10 @@ def test_remote_control(bench: Bench) -> None:
     bench.worker("two", *THREADS)
     bench.ready("one", "two")
     inspect = bench.app.control.inspect(timeout=1.0)
-    assert set(inspect.stats()) == {"one@test", "two@test"}
-    assert "tiny.note" in inspect.registered()["one@test"]
-    replies = bench.app.control.inspect(["two@test"], timeout=5.0).ping()
+    until(lambda: set(inspect.stats() or {}) == {"one@test", "two@test"})
+    one = bench.app.control.inspect(["one@test"], timeout=20.0)
+    assert "tiny.note" in one.registered()["one@test"]
+    replies = bench.app.control.inspect(["two@test"], timeout=20.0).ping()
     assert replies == {"two@test": {"ok": "pong"}}
     # Nothing is left of the callers' reply queues.
     assert [q for q in os.listdir(bench.broker / "queues") if "reply" in q] == []
@@ -139,7 +140,8 @@ def test_the_command_line_reaches_the_workers(bench: Bench) -> None:
     bench.worker("one", *THREADS)
     bench.ready("one")
     environment = {**os.environ, "FOLDER": str(bench.broker), "PYTHONPATH": os.getcwd()}
-    command = [sys.executable, "-m", "celery", "-A", "tiny", "inspect", "ping"]
+    words = ["inspect", "--destination", "one@test", "--timeout", "30", "ping"]
+    command = [sys.executable, "-m", "celery", "-A", "tiny", *words]
     done = subprocess.run(
         command,
         cwd=bench.folder,
@@ -194,7 +196,8 @@ def test_a_revoked_task_does_not_start(bench: Bench) -> None:
     until(lambda: bench.lines() == ["first"])
     revoked = bench.send("note", bench.log, "revoked")
     bench.app.control.revoke(revoked)
-    until(lambda: revoked in bench.app.control.inspect(timeout=1.0).revoked()["one@test"])
+    one = bench.app.control.inspect(["one@test"], timeout=20.0)
+    until(lambda: revoked in one.revoked()["one@test"])
     gate.touch()
     bench.send("note", bench.log, "last")
     until(lambda: "last" in bench.lines())

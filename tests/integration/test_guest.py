@@ -22,7 +22,7 @@ from remuda.workers.login import hang_up, log_in
 from remuda.workers.providers import VmSpec, get_provider
 from tests.libvirtd import Libvirtd, built_guest, libvirtd
 from tests.unit.test_runner_limits import GREEDY, LIMIT, MIB
-from tests.unit.vm import Line, job, output
+from tests.unit.vm import Line, job, output, wait_until
 
 __all__ = ["libvirtd"]
 
@@ -120,7 +120,7 @@ def test_all_of_an_attempt_counts_and_all_of_it_is_killed(guest: Guest, line: Li
     entry = line.sh(next(guest.attempts), f"{each}; {each}; {each}; sleep 1000", mem=LIMIT)
     assert entry["why"] == "OUT_OF_MEMORY"
     assert LIMIT * 0.9 < entry["peak"] <= LIMIT
-    assert alive(guest, line) == b""
+    wait_until(lambda: alive(guest, line) == b"", "nothing is left")
 
 
 def test_the_walltime_ends_whoever_hid(guest: Guest, line: Line) -> None:
@@ -133,11 +133,11 @@ def test_the_walltime_ends_whoever_hid(guest: Guest, line: Line) -> None:
         job(frozen, "sh", "-c", hidden, mem=LIMIT),
     )
     line.started(frozen)
-    line.ask("suspend", a=[frozen])
+    assert line.ask("suspend", a=frozen)["suspended"]
     assert [line.exit(a)["why"] for a in (plain, limited)] == ["WALLTIME", "WALLTIME"]
     line.ask("cancel", a=[frozen], grace=0)
     assert line.exit(frozen)["why"] == "CANCELLED"
-    assert alive(guest, line) == b""
+    wait_until(lambda: alive(guest, line) == b"", "nothing is left")
 
 
 def test_what_was_used_is_told(guest: Guest, line: Line) -> None:

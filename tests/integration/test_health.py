@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from remuda.config import load_settings
 from remuda.models import health as models
@@ -103,11 +103,11 @@ def test_a_provider_that_cannot_tell_is_no_failure(herd: Yard) -> None:
 
 def test_hung_checks_fail_at_their_deadline(herd: Yard) -> None:
     """In parallel: four that hang take as long as one."""
-    herd.sql("UPDATE pools SET check_timeout_s = 1.0")
+    herd.sql("UPDATE pools SET check_timeout_s = 2.0")
     herd.faults.livecheck.extend(["hang"] * 4)
     began = time.monotonic()
     errors = check(herd)
-    assert time.monotonic() - began < 3.5
+    assert time.monotonic() - began < 8.0
     assert all("TimeoutError" in str(error) for error in errors.values())
     assert len(errors) == 4
     herd.faults.let_go()
@@ -135,9 +135,12 @@ def test_two_hundred_checks_are_one_statement(herd: Yard, engine: Engine) -> Non
     with engine.begin() as connection:
         due = [row["id"] for row in models.claim_due(connection, most=500)]
         assert len(due) == 204
-        began = time.monotonic()
+        statements: list[str] = []
+        event.listen(
+            connection, "before_cursor_execute", lambda *about: statements.append(about[2])
+        )
         models.record(connection, {vm: None if vm % 2 else "bad" for vm in due})
-        assert time.monotonic() - began < 1, "one statement, whatever the load"
+        assert len(statements) == 1
     query = "SELECT count(*) AS n FROM vms WHERE check_failures = 1 AND check_error = 'bad'"
     assert herd.runtime.transact(lambda c: rows(c, query))[0]["n"] == 102
 
@@ -151,7 +154,7 @@ def test_a_work_that_hangs_is_not_begun_again() -> None:
         free.wait()
 
     works = {"stuck": hang, "quick": lambda: None}
-    first = parallel.each(works, at_once=2, deadline_s=0.2)
+    first = parallel.each(works, at_once=2, deadline_s=2.0)
     assert isinstance(first["stuck"], TimeoutError)
     assert first["quick"] is None
     again = parallel.each(works, at_once=1, deadline_s=5)
@@ -203,7 +206,7 @@ def real(
 )
 def test_a_health_command_on_a_vm(real: Runtime, code: str, told: str | None) -> None:
     command = json.dumps([sys.executable, "-S", "-c", code])
-    limit = 2 if "sleep" in code else 20
+    limit = 2 if told == "took too long" else 20
 
     def ask(connection: Any) -> None:
         connection.execute(

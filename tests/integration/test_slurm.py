@@ -153,7 +153,7 @@ def test_cancel_walltime_and_recall(vm: SlurmVm) -> None:
     line.start(job(6, "sleep", "100", cores=CPUS), job(7, "sleep", "100", cores=CPUS))
     wait_until(lambda: len(vm.ids()) == 3, "they are in the queue")
     assert line.ask("recall", a=[1, 7])["recalled"] == [7]
-    assert line.ask("cancel", a=[1, 5, 6], grace=1)["unknown"] == []
+    assert line.ask("cancel", a=[1, 5, 6], grace=20)["unknown"] == []
     assert (line.exit(6)["why"], line.exit(6)["started"]) == ("CANCELLED", False)
     vm.cluster.ask("scancel", str(line.started(3)["pid"]), *vm_names(vm, line, 3))
     ends = {a: line.exit(a) for a in (1, 2, 3, 5)}

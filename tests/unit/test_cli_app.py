@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,16 +44,21 @@ def test_help_imports_nothing_heavy_and_is_quick() -> None:
         "    heavy = {'sqlalchemy', 'celery', 'kombu', 'pydantic', 'rich', 'psycopg', 'alembic'}\n"
         "    print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
-    took = []
-    for _ in range(3):
-        began = time.monotonic()
+    took: list[float] = []  # in processor time: how busy the machine is, is none of its matter
+    while len(took) < 10 and (not took or took[-1] > 0.4):
+        began = cpu_of_children_s()
         done = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True
         )
-        took.append(time.monotonic() - began)
+        took.append(cpu_of_children_s() - began)
         assert done.stderr.strip() == "[]"
         assert "Batch jobs on a herd" in done.stdout
     assert min(took) <= 0.4
+
+
+def cpu_of_children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_every_help_line_is_that_of_its_command_and_every_command_takes_debug() -> None:
