@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from textual.pilot import Pilot
-from textual.widgets import DataTable, RichLog, Static, TabbedContent
+from textual.screen import Screen
+from textual.widgets import DataTable, Input, RichLog, Static, TabbedContent
 
 from remuda.cli.app import root
 from remuda.cli.top.app import Top
@@ -158,6 +159,18 @@ async def until(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
         await pilot.pause(0.01)
 
 
+async def opened(top: Top, pilot: Pilot[None], name: str) -> None:
+    """Wait until that table is the open one, and keys go to it."""
+    table = top.query_one(f"#{name}-table", DataTable)
+    await until(pilot, lambda: top.focused is table)
+    assert top.query_one(TabbedContent).active == name
+
+
+async def shown(top: Top, pilot: Pilot[None], kind: type[Screen[Any]]) -> None:
+    """Wait until a screen of that kind is in front, with all that is on it."""
+    await until(pilot, lambda: isinstance(top.screen, kind) and top.screen.is_mounted)
+
+
 def rows(top: Top, name: str) -> list[list[str]]:
     table = top.query_one(f"#{name}-table", DataTable)
     return [[str(cell) for cell in table.get_row_at(i)] for i in range(table.row_count)]
@@ -183,14 +196,17 @@ def test_enter_looks_into_and_escape_back() -> None:
 
     async def use(top: Top, pilot: Pilot[None]) -> None:
         await pilot.press("enter")
-        assert top.query_one(TabbedContent).active == "vms"
+        await opened(top, pilot, "vms")
         await until(pilot, lambda: system.looks[-1]["pool_id"] == 1)
         await until(pilot, lambda: [row[0] for row in rows(top, "pools")] == ["sim"])
         await pilot.press("enter")
-        assert top.query_one(TabbedContent).active == "jobs"
+        await opened(top, pilot, "jobs")
         await until(pilot, lambda: system.looks[-1]["vm_id"] == 1)
         assert text(top, "#scope") == "all › pool sim › VM sim-1"
-        await pilot.press("escape", "escape")
+        await pilot.press("escape")
+        await opened(top, pilot, "vms")
+        await pilot.press("escape")
+        await opened(top, pilot, "pools")
         await until(pilot, lambda: system.looks[-1]["pool_id"] is None)
         assert text(top, "#scope") == "all"
 
@@ -201,7 +217,10 @@ def test_the_cursor_stays_on_its_row() -> None:
     system = FakeSystem()
 
     async def use(top: Top, pilot: Pilot[None]) -> None:
-        await pilot.press("3", "down")
+        await pilot.press("3")
+        await opened(top, pilot, "jobs")
+        await pilot.press("down")
+        await until(pilot, lambda: top._chosen("jobs") == "2")
         system.jobs = [a_job(3), a_job(4), a_job(2)]
         await until(pilot, lambda: [row[0] for row in rows(top, "jobs")] == ["3", "4", "2"])
         assert top._chosen("jobs") == "2"
@@ -213,10 +232,15 @@ def test_a_job_is_cancelled_only_when_that_is_confirmed() -> None:
     system = FakeSystem()
 
     async def use(top: Top, pilot: Pilot[None]) -> None:
-        await pilot.press("3", "c")
-        assert isinstance(top.screen, Confirm)
+        await pilot.press("3")
+        await opened(top, pilot, "jobs")
+        await pilot.press("c")
+        await shown(top, pilot, Confirm)
         await pilot.press("n")
-        await pilot.press("c", "y")
+        await opened(top, pilot, "jobs")
+        await pilot.press("c")
+        await shown(top, pilot, Confirm)
+        await pilot.press("y")
         await until(pilot, lambda: system.asked == [("cancel", 1)])
         system.jobs = [a_job(1, state="TERMINATED", reason="CANCELLED", ended_at=NOON)]
         await until(pilot, lambda: "CANCELLED" in rows(top, "jobs")[0])
@@ -231,7 +255,11 @@ def test_a_refused_drain_is_told() -> None:
     system = FakeSystem()
 
     async def use(top: Top, pilot: Pilot[None]) -> None:
-        await pilot.press("2", "d", "y")
+        await pilot.press("2")
+        await opened(top, pilot, "vms")
+        await pilot.press("d")
+        await shown(top, pilot, Confirm)
+        await pilot.press("y")
         await until(pilot, lambda: any("STOPPING" in n.message for n in top._notifications))
 
     on_screen(system, use)
@@ -245,23 +273,29 @@ def test_a_jobs_output_is_followed() -> None:
         return [strip.text.rstrip() for strip in top.screen.query_one(RichLog).lines]
 
     async def use(top: Top, pilot: Pilot[None]) -> None:
-        await pilot.press("3", "l")
-        assert isinstance(top.screen, Log)
+        await pilot.press("3")
+        await opened(top, pilot, "jobs")
+        await pilot.press("l")
+        await shown(top, pilot, Log)
         await until(pilot, lambda: lines(top) == ["one", r"\x1b[2Jsly"])
         system.output.set()
         await until(pilot, lambda: lines(top)[2:] == ["two", "— the job has ended —"])
         await pilot.press("escape")
-        assert not isinstance(top.screen, Log)
+        await until(pilot, lambda: not isinstance(top.screen, Log))
 
     on_screen(system, use)
 
 
-@pytest.mark.parametrize(("keys", "said"), [("1e", "sim has"), ("2e", "sim has"), ("3e", "job 1")])
-def test_why_is_told(keys: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "name", "said"),
+    [("1", "pools", "sim has"), ("2", "vms", "sim has"), ("3", "jobs", "job 1")],
+)
+def test_why_is_told(key: str, name: str, said: str) -> None:
     async def use(top: Top, pilot: Pilot[None]) -> None:
-        await pilot.press(*keys)
-        await until(pilot, lambda: isinstance(top.screen, Words))
-        await pilot.pause()
+        await pilot.press(key)
+        await opened(top, pilot, name)
+        await pilot.press("e")
+        await shown(top, pilot, Words)
         assert said in str(top.screen.query_one(Static).content)
 
     on_screen(FakeSystem(), use)
@@ -271,10 +305,17 @@ def test_names_are_found_and_time_stands_still() -> None:
     system = FakeSystem()
 
     async def use(top: Top, pilot: Pilot[None]) -> None:
-        await pilot.press("3", "slash", *"job-2", "enter")
+        await pilot.press("3")
+        await opened(top, pilot, "jobs")
+        await pilot.press("slash")
+        await until(pilot, lambda: isinstance(top.focused, Input))
+        await pilot.press(*"job-2", "enter")
+        await opened(top, pilot, "jobs")
         await until(pilot, lambda: [row[0] for row in rows(top, "jobs")] == ["2"])
         await until(pilot, lambda: system.looks[-1]["part"] == "job-2")
-        await pilot.press("escape", "space")
+        await pilot.press("escape")
+        await until(pilot, lambda: text(top, "#scope") == "all")
+        await pilot.press("space")
         await until(pilot, lambda: "paused" in text(top, "#scope"))
         system.jobs = []
         seen = len(system.looks)
