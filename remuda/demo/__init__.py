@@ -6,6 +6,7 @@ from nothing and goes back to nothing. With `chaos`, a VM is pulled half-way.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -21,11 +22,12 @@ from remuda.demo.chaos import pull_a_plug
 from remuda.demo.progress import Monitor
 from remuda.demo.report import plot, summary
 from remuda.embedded import server_status
-from remuda.errors import JobFailed, RemudaError
+from remuda.errors import ConfigError, JobFailed, RemudaError
 from remuda.spec import JobSpec
 from remuda.system import take_down
 
 TILE_SCRIPT = Path(__file__).with_name("tile.py")
+_DRAWN_WITH = ("matplotlib", "PIL")  # only at its end, but what is lacking is told at its beginning
 
 
 def run(*, tiles: int = 64, chaos: bool = False, out: Path | None = None) -> int:
@@ -34,6 +36,11 @@ def run(*, tiles: int = 64, chaos: bool = False, out: Path | None = None) -> int
     `tiles` is a square number of 4 to 1024. Results go to the folder `out`, made if needed. What
     had to be started for it is stopped again.
     """
+    if lacking := [name for name in _DRAWN_WITH if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"the demo draws with {' and '.join(_DRAWN_WITH)}, and there is no {lacking[0]} here",
+            hint="pip install 'remuda[plot]'",
+        )
     settings = load_settings()
     was_up = not settings.embedded or server_status(settings).running
     try:

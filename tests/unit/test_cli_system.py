@@ -285,6 +285,20 @@ def test_demo_passes_its_options_and_exit_code_on(
     assert given == {"tiles": 16, "chaos": True, "out": tmp_path}
 
 
+def test_a_demo_that_cannot_draw_says_so_before_it_starts_anything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    result = remuda(f"demo --out {tmp_path}/out")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "remuda: error: the demo draws with matplotlib and PIL, and there is no PIL here",
+        "hint: pip install 'remuda[plot]'",
+    ]
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "data").exists()
+
+
 def test_db_check_and_upgrade_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     from remuda.models import migrate
 
