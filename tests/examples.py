@@ -9,4 +9,5 @@ _USUAL = 100  # Hypothesis's own default
 
 def examples(count: int) -> int:
     """Return so many, or as much fewer as the profile in use has fewer than usual."""
-    return max(1, count * min(settings.default.max_examples, _USUAL) // _USUAL)
+    tried = settings.default.max_examples if settings.default else _USUAL
+    return max(1, count * min(tried, _USUAL) // _USUAL)
