@@ -138,8 +138,18 @@ def _described(host: Host, timeout_s: float) -> Any:
 
 
 def _transport(*args: Any, **kwargs: Any) -> Any:
-    """Return a transport that likes best the ciphers which encrypt and authenticate in one go."""
+    """Return a transport that likes best the ciphers which encrypt and authenticate in one go.
+
+    Its thread ends silently, too, where its way, a session of a jump host, ended before it.
+    """
     transport = paramiko.Transport(*args, **kwargs)
+    run = transport.run
+
+    def quietly() -> None:
+        with suppress(EOFError):  # of closing that session, the last thing it does
+            run()
+
+    transport.run = quietly
     options = transport.get_security_options()
     options.ciphers = sorted(options.ciphers, key=lambda name: "-gcm@" not in name)
     return transport

@@ -16,7 +16,7 @@ import pytest
 from remuda import JobSpec
 from remuda.errors import ProviderAuthError, TransientProviderError, VmUnreachable
 from remuda.hosts import host_of
-from remuda.workers import remote
+from remuda.workers import login, remote
 from remuda.workers.backends import InputFile
 from remuda.workers.transport import connections
 from tests.integration.test_ssh import SPEC, Vm, no_connections_left, provider_of, works
@@ -170,6 +170,24 @@ class TestWays:
         self.there_and_back({"address": "lab"})
         assert "Accepted publickey" in gate.log()
         assert "Accepted publickey" in host.log()
+
+    def test_a_jump_host_that_is_gone_before_the_thread_ends(self) -> None:
+        class Session:
+            """A way through a jump host that is gone: it has nothing more, and cannot be closed."""
+
+            def settimeout(self, seconds: float) -> None:
+                pass
+
+            def send(self, data: bytes) -> int:
+                return len(data)
+
+            def recv(self, size: int) -> bytes:
+                return b""
+
+            def close(self) -> None:
+                raise EOFError
+
+        login._transport(Session()).run()
 
     def test_a_proxy_command(self, sshd: Sshd, home: Path) -> None:
         self.known(home, sshd)
