@@ -50,7 +50,7 @@ class FileStream:
     def __init__(self, path: str, limit: int) -> None:
         """Look at the path whenever asked; it need not exist yet."""
         self.path, self.half, self.data = path, max(limit // 2, 2 * SPILL), bytearray()
-        self.file: Any = None
+        self.file = False  # whether it stays in its file
         self.error, self.whole = "", -1
         self.cut: Cut | None = None
         self.litter: list[str] = []
@@ -79,23 +79,24 @@ class FileStream:
         self.whole = self.total
         try:
             if self.whole > spill:
-                self.file = open(self.path, "r+b", 0)  # noqa: SIM115
-                if self.whole > 2 * self.half:
-                    self._cut(NOTE % self.whole)
+                with open(self.path, "r+b", 0) as file:
+                    self.file = True
+                    if self.whole > 2 * self.half:
+                        self._cut(file, NOTE % self.whole)
             elif self.whole:
                 self.data += slurp(self.path)
         except OSError as error:
             self.error = f"output lost: {error.strerror}"
 
-    def _cut(self, note: bytes) -> None:
-        fd = self.file.fileno()
+    def _cut(self, file: Any, note: bytes) -> None:
+        fd = file.fileno()
         at, start = self.half + len(note), self.whole - self.half + len(note)
         self.cut = [self.half, start, self.whole]
         os.pwrite(fd, note, self.half)
         while start < self.whole:
             moved = os.pwrite(fd, os.pread(fd, min(COPY, self.whole - start), start), at)
             start, at = start + moved, at + moved
-        self.file.truncate(at)
+        file.truncate(at)
 
     def close(self) -> None:
         """Nothing is open while the job runs."""
