@@ -16,7 +16,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Allowance", "Grant", "Kept", "LeaseSnapshot", "LeaseVm", "Matching", "Request", "match"]
+from remuda.owned_vms import OwnedVms, Party, VmLimit
+
+__all__ = ["Grant", "Kept", "LeaseSnapshot", "LeaseVm", "Matching", "Request", "match"]
 
 SHARED, OWNER, SINGLE_USE = "shared", "owner", "single_use"
 
@@ -56,25 +58,6 @@ class LeaseVm:
     unfit: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allowance:
-    """How many VMs an owner may have in all and in a pool that says so, and has, in every state.
-
-    `most` None: any number. `pools`: (most, has) of each pool with a limit of its own; `own`: where
-    that is the owner's, not everybody's.
-    """
-
-    name: str = ""
-    most: int | None = None
-    has: int = 0
-    pools: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    own: frozenset[int] = frozenset()
-
-    def word(self, pool_id: int) -> str:
-        """Return what the limit in a pool is called."""
-        return "max_vms in the pool" if pool_id in self.own else "max_vms_per_owner"
-
-
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A VM that is kept for a request; `more`: it is one that its owner does not have yet."""
@@ -88,14 +71,16 @@ class Kept:
 class LeaseSnapshot:
     """What waits and what is there; `pools`: the names of those that are open, by id.
 
-    `kept`: which VM to keep for which request, where that is decided already. `stopped_owners`,
+    `limits`, `owned`: how many VMs owners and groups may have, and do. `kept`: which VM to keep for
+    which request, where that is decided already. `stopped_owners`,
     `stopped_pools`: those that get, or give, nothing now, with why: what they may spend is spent.
     """
 
     requests: tuple[Request, ...]
     vms: tuple[LeaseVm, ...]
     pools: Mapping[int, str]
-    allowances: Mapping[int, Allowance] = field(default_factory=dict)
+    limits: Mapping[Party, VmLimit] = field(default_factory=dict)
+    owned: OwnedVms = field(default_factory=OwnedVms)
     kept: Mapping[int, Kept] | None = None
     stopped_owners: Mapping[int, str] = field(default_factory=dict)
     stopped_pools: Mapping[int, str] = field(default_factory=dict)
@@ -190,8 +175,8 @@ class _Match:
         self._vms: dict[int, list[_Vm]] = defaultdict(list)
         for vm in sorted(snapshot.vms, key=lambda vm: vm.id):
             self._vms[vm.pool_id].append(_Vm(vm))
-        self._more: Counter[tuple[int, int | None]] = Counter()  # VMs granted to owners here
-        self._wished: Counter[int] = Counter()  # VMs asked for besides, by owner
+        self._owned = snapshot.owned.copy()
+        self._wished: Counter[Party] = Counter()  # VMs asked for besides
         self._failed: dict[tuple[object, ...], str] = {}
 
     def run(self) -> Matching:
@@ -220,7 +205,7 @@ class _Match:
                 self._failed[shape] = self._reason(request)
             reasons[request.id] = self._failed[shape]
             if self._may_wish(request):
-                self._wished[request.owner_id] += 1
+                self._wished.update(self._owned.parties(request.owner_id))
             else:
                 idle.add(request.id)
             keep = self._to_keep(request)
@@ -255,10 +240,11 @@ class _Match:
         for place, pool_id in enumerate(self._giving(request)):
             if any(vm.kept for vm in self._vms[pool_id]):
                 continue
-            more = self._may_have_more(request, pool_id)
+            only = self._owned.only(request.owner_id, pool_id)
             for vm in self._vms[pool_id]:
                 lacks, theirs = vm.lacks(request), vm.is_theirs(request)
-                if lacks is not None and not vm.vm.unfit and (theirs or (more and vm.is_open())):
+                may = theirs or (vm.is_open() and (only is None or vm.vm.id in only))
+                if lacks is not None and not vm.vm.unfit and may:
                     keep = Kept(vm.vm.id, pool_id, not theirs)
                     found.append((lacks, place, vm.vm.id, keep))
         return min(found, key=lambda item: item[:3])[3] if found else None
@@ -267,28 +253,25 @@ class _Match:
         for vm in self._vms[keep.pool_id]:
             vm.kept = vm.kept or vm.vm.id == keep.vm_id
         if keep.more:  # its owner's later requests leave it that one
-            self._count(request, keep.pool_id)
-
-    def _count(self, request: Request, pool_id: int) -> None:
-        self._more[request.owner_id, None] += 1
-        self._more[request.owner_id, pool_id] += 1
+            self._owned.take(request.owner_id, keep.pool_id, keep.vm_id)
 
     def _never(self, request: Request) -> str:
         """Return why the request can never be served; empty if it may."""
         pools = self._snapshot.pools
         if not any(pool in pools for pool in request.pool_ids):
             return "none of its pools is open any more"
-        allowance = self._snapshot.allowances.get(request.owner_id)
-        if allowance is None:
-            return ""
-        if allowance.most == 0:
-            return f"owner {allowance.name} may have no VM (max_vms is 0)"
-        limits = [allowance.pools.get(pool, (None, 0))[0] for pool in request.pool_ids]
-        if limits and all(most == 0 for most in limits):
-            words = {allowance.word(pool) for pool in request.pool_ids}
-            told = " and ".join(f"{word} is 0" for word in sorted(words))
-            return f"owner {allowance.name} may have no VM of these pools ({told})"
+        for limit in self._limits(request):
+            if limit.most == 0:
+                return f"{limit.whose()} may have no VM (max_vms is 0)"
+            if all(limit.pools.get(pool) == 0 for pool in request.pool_ids):
+                words = {limit.word(pool) for pool in request.pool_ids}
+                told = " and ".join(f"{word} is 0" for word in sorted(words))
+                return f"{limit.whose()} may have no VM of these pools ({told})"
         return ""
+
+    def _limits(self, request: Request) -> list[VmLimit]:
+        limits = self._snapshot.limits
+        return [limits[party] for party in self._owned.parties(request.owner_id) if party in limits]
 
     def _served(self, request: Request) -> Grant | None:
         for pool_id in self._giving(request):
@@ -306,41 +289,22 @@ class _Match:
         theirs = [vm for vm in vms if vm.is_theirs(request)]
         if theirs:
             return min(theirs, key=lambda vm: ((vm.bound or vm.last) != mine, vm.vm.id))
-        if not self._may_have_more(request, pool_id):
-            return None
         clean = [vm for vm in vms if vm.is_open()]
-        if not clean:
-            return None
-        chosen = min(clean, key=lambda vm: (vm.last != mine, vm.vm.id))
-        self._count(request, pool_id)
-        return chosen
-
-    def _may_have_more(self, request: Request, pool_id: int) -> bool:
-        allowance = self._snapshot.allowances.get(request.owner_id)
-        if allowance is None:
-            return True
-        owner = request.owner_id
-        if allowance.most is not None and allowance.has + self._more[owner, None] >= allowance.most:
-            return False
-        if pool_id not in allowance.pools:
-            return True
-        most, has = allowance.pools[pool_id]
-        return has + self._more[owner, pool_id] < most
+        for only in self._owned.choices(request.owner_id, pool_id):
+            found = clean if only is None else [vm for vm in clean if vm.vm.id in only]
+            if found:
+                chosen = min(found, key=lambda vm: (vm.last != mine, vm.vm.id))
+                self._owned.take(request.owner_id, pool_id, chosen.vm.id)
+                return chosen
+        return None
 
     def _may_wish(self, request: Request) -> bool:
         """Return whether a VM more would be given to the request, after those before it."""
-        allowance = self._snapshot.allowances.get(request.owner_id)
-        if allowance is None:
-            return True
-        wished = self._wished[request.owner_id]
-        if allowance.most is not None:
-            left = allowance.most - allowance.has - self._more[request.owner_id, None]
-            if wished >= left:
-                return False
         return any(
-            pool not in allowance.pools
-            or allowance.pools[pool][1] + self._more[request.owner_id, pool] + wished
-            < allowance.pools[pool][0]
+            all(
+                left > self._wished[party]
+                for party, left in self._owned.lefts(request.owner_id, pool).items()
+            )
             for pool in request.pool_ids
         )
 
@@ -348,9 +312,8 @@ class _Match:
         """Return why none of the VMs is for the request: the kinds of obstacles, not their numbers."""
         pools = self._giving(request)
         names = ", ".join(self._snapshot.pools[pool] for pool in pools)
-        allowance = self._snapshot.allowances.get(request.owner_id)
-        if allowance is not None and not any(self._may_have_more(request, p) for p in pools):
-            return f"owner {allowance.name} has as many VMs as it may ({_limits(allowance, pools)})"
+        if all(self._owned.more(request.owner_id, pool) == 0 for pool in pools):
+            return " and ".join(self._full(request, pools))
         obstacles: dict[str, None] = {}
         for pool in pools:
             for vm in self._vms[pool]:
@@ -370,15 +333,22 @@ class _Match:
             return f"have fewer than {request.slots} slots free"
         if not vm.is_theirs(request) and not vm.is_open():
             return "serve other owners or sandboxes"
-        return "are beyond what their pool allows an owner"
+        return "are beyond a limit of VMs of their pool"
 
-
-def _limits(allowance: Allowance, pools: Sequence[int]) -> str:
-    told = [] if allowance.most is None else [f"max_vms {allowance.most}"]
-    if allowance.most is None or allowance.has < allowance.most:
-        told += [
-            f"{allowance.word(pool)} {allowance.pools[pool][0]}"
-            for pool in pools
-            if pool in allowance.pools
-        ]
-    return ", ".join(dict.fromkeys(told))
+    def _full(self, request: Request, pools: Sequence[int]) -> list[str]:
+        """Return which limits of the owner and its group leave it no VM more in any of the pools."""
+        told = []
+        for party in self._owned.parties(request.owner_id):
+            full = [p for p in pools if self._owned.lefts(request.owner_id, p).get(party) == 0]
+            limit = self._snapshot.limits.get(party)
+            if not full:
+                continue
+            if limit is None:
+                return ["what its limits of VMs leave it is just being counted"]
+            words = [f"{limit.word(p)} {limit.pools[p]}" for p in full if p in limit.pools]
+            if self._owned.left.get((party, None), 1) <= 0:
+                words = [f"max_vms {limit.most}"]
+            told.append(
+                f"{limit.whose()} has as many VMs as it may ({', '.join(dict.fromkeys(words))})"
+            )
+        return told

@@ -53,7 +53,7 @@ def list_owners(as_json: bool) -> None:
     """List owners: their part, what they use and wait for, their limits.
 
     USED are slot-hours, of which half are forgotten after each half-life; WAITING are requests for
-    leases.
+    leases. VMS of a group are those of its members together, each counted once.
     """
     with connect.open_client() as client:
         found = client.owners()
@@ -69,7 +69,7 @@ def list_owners(as_json: bool) -> None:
     help="Its part where several owners' jobs wait; 1 if not set.",
 )
 @click.option(
-    "--group", metavar="OWNER", help="Whose weight and quotas it shares with the members."
+    "--group", metavar="OWNER", help="Whose weight and limits it shares with the members."
 )
 @click.option("--no-group", is_flag=True, help="In no group.")
 @click.option("--max-slots", type=click.IntRange(0), metavar="N", help="Slots its jobs may have.")
@@ -86,9 +86,10 @@ def list_owners(as_json: bool) -> None:
 def set_(name: str, pool: str | None, weight: float | None, **given: Any) -> None:
     """Set an owner's part and what it may have; what is not named stays as it is.
 
-    The limits of slots, waiting jobs and VMs hold in all pools together, or in one (--pool). VMs
-    count while its leases or jobs are there; those that serve it alone until they are gone. Pools
-    count until they are deleted. What it has stays.
+    The limits of slots, waiting jobs and VMs hold in all pools together, or in one (--pool); those
+    of a group for its members together, besides their own. VMs count while its leases or jobs are
+    there; those that serve it alone until they are gone. Pools count until they are deleted. What
+    it has stays.
     """
     changes: dict[str, Any] = {} if weight is None else {"weight": weight}
     for key in ("group", "max_slots", "max_queued", "max_vms", "max_pools"):

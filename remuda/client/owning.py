@@ -37,7 +37,7 @@ class Owning:
         """Return the owners by name.
 
         Each with its weight, group, members' number, quotas, decayed use in slot-seconds, what it has
-        on machines and waiting, and its VMs and leases.
+        on machines and waiting, and its leases and VMs (of a group those of all its members).
         """
         half_life_s = self._context.settings.usage_half_life_s
         return self._context.read(lambda c: owners.listing(c, half_life_s=half_life_s))
@@ -48,17 +48,18 @@ class Owning:
         """Set an owner's weight, group or limits; the owner is made when new.
 
         `weight`: its part where several owners' jobs wait, against theirs. `group`: the owner whose
-        weight and quotas it shares with the other members. `max_slots`: slots its jobs may have,
-        `max_queued`: jobs that may wait, `max_vms`: VMs that may serve it, its leases and jobs, at once;
-        all of that `pool`, else in all together. `max_pools`: pools it may have before it
-        can make no more; they count until they are deleted. What it has at the time stays.
-        Raises BadInput, UnknownPool, Refused (of groups of groups, and limits of their VMs).
+        weight and limits of slots, waiting jobs and VMs it shares with the other members.
+        `max_slots`: slots its jobs may have, `max_queued`: jobs that may wait, `max_vms`: VMs that
+        may serve it, its leases and jobs, at once; all of that `pool`, else in all together.
+        `max_pools`: pools it may have before it can make no more; they count until they are deleted.
+        What it has at the time stays.
+        Raises BadInput, UnknownPool, Refused (of groups of groups).
         """
         owner = text_of("owner", name, least=1, most=200)
         pool_id = None if pool is None else int(pool_row(self._context, pool)["id"])
         checked = _checked(changes, in_pool=pool is not None)
         self._context.commit(lambda c: owners.change(c, owner, checked, pool_id=pool_id))
-        if "max_vms" in checked:
+        if checked.keys() & {"max_vms", "group"}:
             self._context.commit(lease_requests.serve)
 
 

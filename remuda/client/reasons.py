@@ -77,8 +77,9 @@ def _quota(job: Mapping[str, Any], quota: Mapping[str, Any]) -> Reason:
 
 def _vm_limit(limit: Mapping[str, Any]) -> Reason:
     where = f" of pool {limit['pool']}" if limit["pool"] else ""
+    whose = ", its owner's group," if limit["is_group"] else ""
     text = (
-        f"Owner {limit['name']} has as many VMs{where} as it may ({limit['word']} {limit['most']}); "
+        f"Owner {limit['name']}{whose} has as many VMs{where} as it may ({limit['word']} {limit['most']}); "
         "the job waits for room on those, or for one of them to end."
     )
     return Reason("quota", text, blocks=True)

@@ -20,7 +20,7 @@ from remuda.models.budgets import STOP
 from remuda.models.database import rows
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.waiting_shapes import Look, waiting_shapes
-from remuda.owned_vms import OwnedVms
+from remuda.owned_vms import OwnedVms, Party
 
 _KINDS = 50  # of a pool's latest VMs tell what the next one will be like
 
@@ -161,7 +161,7 @@ def demands_of(
     found = waiting_shapes(
         connection,
         [_look(pool, known[pool["id"]]) for pool in pools],
-        with_quota=[*quota.members, *owned.has],
+        with_quota=[*quota.members, *owned.owners()],
         limited=limited,
         stopped=stopped,
     )
@@ -219,7 +219,7 @@ def _demand(
     by_owner = pool["isolation"] != "shared"
     slots = int(found[0]["all_slots"]) if found else 0
     shapes: list[Shape] = []
-    new: dict[int, int] = {}  # slots of the VMs that their limits still let owners have
+    new: dict[Party, int] = {}  # slots of the VMs that limits still let owners and groups have
     for row in found:
         wanted = {name: row[name] for name in _FIELDS}
         count = row["count"] if _is_here(mine, row["pool_ids"], limits, wanted) else 0
@@ -227,11 +227,11 @@ def _demand(
             count = max(0, min(count, array_room[row["array_id"]]))
             array_room[row["array_id"]] -= count
         if row["owner_id"] is not None:
-            more = owned.more(row["owner_id"], mine.id)
-            if more is not None:
-                left = new.setdefault(row["owner_id"], more * mine.slots)
-                count = min(count, left // row["cores"])
-                new[row["owner_id"]] -= count * row["cores"]
+            lefts = owned.lefts(row["owner_id"], mine.id)
+            for party, more in lefts.items():
+                count = min(count, new.setdefault(party, more * mine.slots) // row["cores"])
+            for party in lefts:
+                new[party] -= count * row["cores"]
             count = quota.take(row["owner_id"], mine.id, count=count, cores=row["cores"])
         slots -= (row["count"] - count) * row["cores"]
         if count:

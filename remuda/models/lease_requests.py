@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from remuda.matching import LeaseSnapshot, Matching, Request, match
-from remuda.models import leases
+from remuda.models import leases, vm_quotas
 from remuda.models.base import sql_list
 from remuda.models.budgets import STOP
 from remuda.models.database import LEASE_CHANNEL, rows
-from remuda.models.leasing import allowances, lock_matching, rooms, take
+from remuda.models.leasing import lock_matching, rooms, take
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.submit import owner_id
 from remuda.models.vm_life import lock_vms
@@ -281,7 +281,8 @@ def _snapshot(connection: Connection) -> LeaseSnapshot:
     if not requests:
         return LeaseSnapshot(requests=(), vms=(), pools={})
     pools = _pools(LeaseSnapshot(requests=requests, vms=(), pools={}))
-    allowed = allowances(connection, sorted({request.owner_id for request in requests}), pools)
+    owners = sorted({request.owner_id for request in requests})
+    limits, owned = vm_quotas.lock_owners(connection, owners, pools)
     named = rows(
         connection,
         f"SELECT p.id, p.name, p.budget_stop FROM pools p WHERE p.id = ANY(:pools) AND {_OPEN}",
@@ -291,13 +292,14 @@ def _snapshot(connection: Connection) -> LeaseSnapshot:
         connection,
         f"""SELECT o.id, {STOP} AS budget_stop FROM owners o
             WHERE o.id = ANY(:owners) AND {STOP} IS NOT NULL""",
-        owners=sorted({request.owner_id for request in requests}),
+        owners=owners,
     )
     return LeaseSnapshot(
         requests=requests,
         vms=rooms(connection, pools),
         pools={row["id"]: row["name"] for row in named},
-        allowances=allowed,
+        limits=limits,
+        owned=owned,
         stopped_owners={row["id"]: row["budget_stop"] for row in stopped},
         stopped_pools={row["id"]: row["budget_stop"] for row in named if row["budget_stop"]},
     )

@@ -1,19 +1,16 @@
 """What matching sees of the VMs that may be leased, and how what it decides is done.
 
-A VM's row lock protects its slots: whoever leases holds it, as a dispatcher does. An owner's lock
-(advisory, only of owners with a limit) protects the count of its VMs. See r0006_leases.sql.
+A VM's row lock protects its slots: whoever leases holds it, as a dispatcher does. See
+r0006_leases.sql; and `vm_quotas` for what protects the counts of owners' VMs.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 
 from sqlalchemy import Connection, text
 
-from remuda.matching import Allowance, LeaseVm
-from remuda.models import vm_quotas
+from remuda.matching import LeaseVm
 from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.states import OPEN_POOL
@@ -39,42 +36,6 @@ _ROOMS = f"""
 def lock_matching(connection: Connection) -> None:
     """Wait until nobody else matches requests with VMs, until this transaction ends."""
     connection.execute(text("SELECT pg_advisory_xact_lock(125534, 0)"))
-
-
-def allowances(
-    connection: Connection, owners: Sequence[int], pool_ids: Sequence[int]
-) -> dict[int, Allowance]:
-    """Return what the owners that have a limit may have and have, which stays so until the end."""
-    limited = rows(
-        connection,
-        f"""SELECT id, remuda_lock_owner(id)::text AS locked FROM (
-             SELECT id FROM owners o WHERE id = ANY(:owners) AND {vm_quotas.LIMITED} ORDER BY id) AS o""",
-        owners=list(owners),
-        pools=list(pool_ids),
-    )
-    ids = [row["id"] for row in limited]
-    if not ids:
-        return {}
-    # A statement of its own: it sees what the locks' last holders did.
-    has: dict[int, Counter[int]] = defaultdict(Counter)
-    for row in rows(connection, vm_quotas.VMS_OF, owners=ids):
-        has[row["owner_id"]][row["pool_id"]] += 1
-    found: dict[int, Allowance] = {}
-    for row in vm_quotas.limits(connection, ids, pool_ids):
-        mine, pool = has[row["id"]], row["pool_id"]
-        one = found.setdefault(
-            row["id"],
-            Allowance(
-                name=row["name"], most=row["max_vms"], has=mine.total(), pools={}, own=frozenset()
-            ),
-        )
-        if row["most"] is not None:
-            found[row["id"]] = replace(
-                one,
-                pools={**one.pools, pool: (row["most"], mine[pool])},
-                own=one.own | ({pool} if row["most"] == row["own"] else frozenset()),
-            )
-    return found
 
 
 def rooms(

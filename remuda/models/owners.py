@@ -18,14 +18,9 @@ def change(
 ) -> None:
     """Set what is given of an owner, made when new; quotas in the pool, if given.
 
-    Raises Refused when a group would be in a group, or have a limit of VMs.
+    Raises Refused when a group would be in a group.
     """
     owner = owner_id(connection, name)
-    if changes.get("max_vms") is not None:
-        # Nobody may join meanwhile.
-        rows(connection, "SELECT id FROM owners WHERE id = :id FOR UPDATE", id=owner)
-        if _has_members(connection, owner):
-            raise _no_limit_of_vms(name)
     in_pool = {"max_slots", "max_queued"} | (set() if pool_id is None else {"max_vms"})
     for column in changes.keys() & {"weight", "max_vms", "max_pools"} - in_pool:
         connection.execute(
@@ -63,18 +58,10 @@ def _join(connection: Connection, owner: int, name: str, group: str | None) -> N
                 f"owner {name} cannot be in group {group}: {who}",
                 hint="groups have one level: owners in a group",
             )
-        if rows(connection, _LIMITS_VMS, id=group_id):
-            raise _no_limit_of_vms(str(group))
     connection.execute(
         text("UPDATE owners SET group_id = :group WHERE id = :id"),
         {"group": group_id, "id": owner},
     )
-
-
-_LIMITS_VMS = """
-    SELECT 1 AS one FROM owners WHERE id = :id AND max_vms IS NOT NULL
-    UNION ALL SELECT 1 FROM quotas WHERE owner_id = :id AND max_vms IS NOT NULL
-"""
 
 
 def _has_members(connection: Connection, owner: int) -> bool:
@@ -82,21 +69,12 @@ def _has_members(connection: Connection, owner: int) -> bool:
     return bool(found)
 
 
-def _no_limit_of_vms(group: str) -> Refused:
-    return Refused(
-        f"group {group} cannot have a limit of VMs: these are counted for each owner",
-        hint="limit the VMs of its members, or the slots or the spend of the group",
-    )
-
-
 _LISTING = """
     SELECT o.id, o.name, o.weight, g.name AS "group", o.max_vms, o.max_pools,
            (SELECT count(*) FROM pools p WHERE p.owner_id = o.id
               AND p.state <> 'PENDING_DELETE')::int AS pools,
            (SELECT count(*) FROM owners m WHERE m.group_id = o.id)::int AS members,
-           (SELECT count(*) FROM vms v WHERE v.state <> 'HALTED' AND (v.bound_owner_id = o.id
-              OR v.id IN (SELECT l.vm_id FROM leases l WHERE l.owner_id = o.id
-                            AND l.released_at IS NULL)))::int AS vms,
+           coalesce(u.vms, 0)::int AS vms,
            (SELECT count(*) FROM leases l WHERE l.owner_id = o.id AND l.released_at IS NULL
               AND NOT l.for_jobs)::int AS leases,
            (SELECT count(*) FROM lease_requests q WHERE q.owner_id = o.id
@@ -106,6 +84,15 @@ _LISTING = """
       SELECT owner_id, count(*) FILTER (WHERE state = 'NEW') AS queued,
              sum(cores) FILTER (WHERE state NOT IN ('NEW', 'TERMINATING')) AS slots
       FROM jobs WHERE state <> 'TERMINATED' GROUP BY 1) AS j ON j.owner_id = o.id
+    LEFT JOIN (
+      SELECT w.party_id, count(DISTINCT x.vm_id) AS vms FROM (
+        SELECT owner_id, vm_id FROM leases WHERE released_at IS NULL
+        UNION SELECT bound_owner_id, id FROM vms
+        WHERE bound_owner_id IS NOT NULL AND state <> 'HALTED') AS x
+      JOIN vms v ON v.id = x.vm_id AND v.state <> 'HALTED'
+      JOIN (SELECT id AS owner_id, id AS party_id FROM owners
+            UNION SELECT id, group_id FROM owners WHERE group_id IS NOT NULL) AS w USING (owner_id)
+      GROUP BY 1) AS u ON u.party_id = o.id
     ORDER BY o.name
 """
 
@@ -113,7 +100,8 @@ _LISTING = """
 def listing(connection: Connection, *, half_life_s: float) -> list[dict[str, Any]]:
     """Return the owners by name: weight, group, limits and quotas, and what they use and wait for.
 
-    `usage_slot_s`: slot-seconds, half of which are forgotten after each half-life.
+    `vms`: of a group those of all its members. `usage_slot_s`: slot-seconds, half of which are
+    forgotten after each half-life.
     """
     limits = quotas.listing(connection)
     used = usage.shares(connection, half_life_s=half_life_s).owners

@@ -30,11 +30,11 @@ class Owner(Base):
     weight: Mapped[float] = mapped_column(server_default="1")
     mean_wall_s: Mapped[float | None]  # learned from its jobs outside arrays
     created_at: Mapped[Created]
-    # How many VMs may serve it at once before it gets no more by leases; None: any number.
+    # How many VMs may serve it, of a group all its members together, at once; None: any number.
     max_vms: Mapped[int | None]
     budget_stop: Mapped[str | None] = mapped_column(Text)  # why nothing of theirs is placed
     max_pools: Mapped[int | None]  # how many it may have that are not deleted; None: any number
-    # The owner whose weight and quotas it shares with the group's other members.
+    # The owner whose weight and limits it shares with the group's other members.
     group_id: Mapped[BigInt | None] = mapped_column(ForeignKey("owners.id"))
 
 

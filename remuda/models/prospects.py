@@ -59,6 +59,8 @@ _QUOTAS = """
       AND (q.pool_id IS NULL OR q.pool_id = ANY(:pools))
 """
 
+_NAMES = "SELECT id, name FROM pools WHERE id = ANY(:pools)"
+
 
 def before(
     connection: Connection, job: Mapping[str, Any], pool_id: int, *, half_life_s: float
@@ -122,21 +124,23 @@ def full_vm_limits(
 ) -> list[dict[str, Any]]:
     """Return the limits of VMs that leave the owner none more, if that is so in all the pools.
 
-    Each with the owner's `name`, the `pool` (None: all), `most`, and what it is called (`word`).
+    Each with the `name` of the owner or group, the `pool` (None: all), `most`, and what it is called
+    (`word`).
     """
     owned = vm_quotas.of(connection, [owner_id], pool_ids)
     if any(owned.more(owner_id, pool) != 0 for pool in pool_ids):
         return []
-    found = vm_quotas.limits(connection, [owner_id], pool_ids)
-    name, most = found[0]["name"], found[0]["max_vms"]
-    if most is not None and owned.left[owner_id, None] <= 0:
-        return [{"name": name, "pool": None, "most": most, "word": "max_vms"}]
-    return [
-        {
-            "name": name,
-            "pool": row["pool"],
-            "most": row["most"],
-            "word": "max_vms" if row["most"] == row["own"] else "max_vms_per_owner",
-        }
-        for row in found
-    ]
+    limits, _ = vm_quotas.limits(connection, [owner_id], pool_ids)
+    told: dict[tuple[int, int | None], dict[str, Any]] = {}
+    names = {row["id"]: row["name"] for row in rows(connection, _NAMES, pools=pool_ids)}
+    for pool in pool_ids:
+        for party, left in owned.lefts(owner_id, pool).items():
+            limit = limits[party]
+            whose = {"name": limit.name, "is_group": limit.is_group}
+            if left == 0 and owned.left.get((party, None), 1) <= 0:
+                told[party, None] = {**whose, "pool": None, "most": limit.most, "word": "max_vms"}
+            elif left == 0:
+                word = "max_vms" if pool in limit.own else "max_vms_per_owner"
+                here = {"pool": names[pool], "most": limit.pools[pool], "word": word}
+                told[party, pool] = {**whose, **here}
+    return list(told.values())

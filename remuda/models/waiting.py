@@ -177,7 +177,7 @@ class WaitingJobs:
             if head.constraints
             or head.pool_ids
             or head.pool_id in self._bound
-            or head.owner_id in self._owned.has
+            or self._owned.parties(head.owner_id)
             else (head.pool_id, head.cores, head.memory_bytes, head.gpus, head.architecture)
         )
         if plain not in self._known:

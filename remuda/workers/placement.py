@@ -211,13 +211,12 @@ def _place_one(
     pools: Mapping[int, PoolRooms],
     owned: OwnedVms,
 ) -> tuple[Placement, int] | None:
-    mine = owned.has.get(job.owner_id)  # an owner with a limit of VMs fills those it has first
+    # An owner with a limit of VMs fills those it has first, then those its group has.
     for ahead in (False, True):
         for pool in open_to_it:
             take = pools[pool].take_ahead if ahead else pools[pool].take_free
-            vm_id = take(job, mine)
-            if vm_id is None and mine is not None and owned.more(job.owner_id, pool) != 0:
-                vm_id = take(job)
-            if vm_id is not None:
-                return Placement(job.id, vm_id, ahead=ahead), pool
+            for only in owned.choices(job.owner_id, pool):
+                vm_id = take(job, only)
+                if vm_id is not None:
+                    return Placement(job.id, vm_id, ahead=ahead), pool
     return None

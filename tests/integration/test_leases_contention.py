@@ -41,6 +41,11 @@ INVARIANTS = {
         SELECT o.name, p.name FROM owners o CROSS JOIN pools p
         WHERE (SELECT c.count FROM remuda_vms_of(ARRAY[o.id]) c WHERE c.pool_id = p.id)
           > p.max_vms_per_owner""",
+    "no group has more VMs than it may": """
+        SELECT g.name FROM owners g WHERE EXISTS (SELECT FROM owners m WHERE m.group_id = g.id)
+          AND (SELECT count(DISTINCT v.id) FROM owners m JOIN leases l ON l.owner_id = m.id
+                 AND l.released_at IS NULL JOIN vms v ON v.id = l.vm_id OR v.bound_owner_id = m.id
+               WHERE m.group_id = g.id AND v.state <> 'HALTED') > g.max_vms""",
     "a VM that was used serves one owner and sandbox": """
         SELECT l.vm_id FROM leases l JOIN vms v ON v.id = l.vm_id JOIN pools p ON p.id = v.pool_id
         WHERE p.isolation = 'sandbox' GROUP BY l.vm_id
@@ -67,7 +72,10 @@ def _lease(connection: Connection, *pools: int, **more: Any) -> dict[str, Any] |
 def test_thirty_two_rivals_and_vms_that_go(
     engine: Engine, database_url: str, tmp_path: Path
 ) -> None:
-    """Eight VMs, four owners with quotas; idle used VMs are replaced, dead holders' leases expire."""
+    """Eight VMs, four owners with quotas, two of them in a group with one.
+
+    Idle used VMs are replaced, dead holders' leases expire.
+    """
     with engine.begin() as connection:
         first = make_pool(connection, "first", isolation="sandbox", max_vms_per_owner=2)
         second = make_pool(connection, "second")
@@ -75,7 +83,8 @@ def test_thirty_two_rivals_and_vms_that_go(
         canary = make_vms(connection, make_pool(connection, "canary"))[0]
         before = row(connection, "vms", canary)
         for number in range(4):
-            owners.change(connection, f"owner-{number}", {"max_vms": 3})
+            owners.change(connection, f"owner-{number}", {"max_vms": 3, "group": f"g{number % 2}"})
+        owners.change(connection, "g0", {"max_vms": 4})
     command = [sys.executable, "-m", "tests.integration.lease_rivals", database_url, str(tmp_path)]
     command += [str(RIVALS), str(CYCLES), f"{first},{second}"]
     rivals = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.getcwd()})
