@@ -9,15 +9,25 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from urllib.parse import quote
+
+_REMEMBERED = 200  # characters: of longer names the file name is made anew each time
 
 
 def escape(name: str) -> str:
     """Return a file name for any queue or exchange name; different names never share one."""
+    return _known(name) if len(name) <= _REMEMBERED else _escaped(name)
+
+
+def _escaped(name: str) -> str:
     escaped = quote(name, safe="@+=,:")
     if len(escaped) > 160:
         escaped = f"{escaped[:80]}%{hashlib.sha256(name.encode()).hexdigest()}"
     return escaped if escaped[:1] not in (".", "") else f"%{escaped}"
+
+
+_known = lru_cache(maxsize=1000)(_escaped)
 
 
 def make_private(path: str) -> None:
