@@ -96,6 +96,13 @@ _SHAPES = f"""
     SELECT * FROM ranked WHERE place <= {MOST_SHAPES} ORDER BY pool_id, place
 """
 
+# The pools for which anything waits: what is asked of the others can be spared, planning it above all.
+_ANY = f"""
+    SELECT p.id FROM unnest(CAST(:pools AS bigint[])) AS p(id)
+    WHERE EXISTS (SELECT FROM jobs j WHERE {READY} AND j.pool_id = p.id)
+       OR EXISTS (SELECT FROM jobs j WHERE {READY} AND j.pool_ids IS NOT NULL)
+"""
+
 
 def waiting_shapes(
     connection: Connection,
@@ -110,17 +117,20 @@ def waiting_shapes(
     `count` jobs in each row, and in all of the pool `all_slots`. Of the owners `with_quota` and the
     `limited` arrays it is told whose they are; the `stopped` owners' are left out.
     """
-    wanted = [asdict(look) for look in looks]
-    found: dict[int, list[Mapping[str, Any]]] = {look["pool_id"]: [] for look in wanted}
+    wanted = {look.pool_id: asdict(look) for look in looks}
+    found: dict[int, list[Mapping[str, Any]]] = {pool_id: [] for pool_id in wanted}
+    waited = [row["id"] for row in rows(connection, _ANY, pools=list(wanted))] if wanted else []
+    if not waited:
+        return found
     values: dict[str, Any] = {
-        "looks": json.dumps(wanted),
+        "looks": json.dumps([wanted[pool_id] for pool_id in waited]),
         "with_quota": list(with_quota),
         "limited": sorted(limited),
         "stopped": list(stopped),
     }
     if not limited:
-        values["pools"] = list(found)
+        values["pools"] = waited
     statement = _SHAPES.format(single=_ONE_BY_ONE if limited else _COUNTED)
-    for row in rows(connection, statement, **values) if wanted else ():
+    for row in rows(connection, statement, **values):
         found[row["pool_id"]].append(row)
     return found
