@@ -82,11 +82,17 @@ class RequestContract:
     def test_walltime_is_extended_and_shortened(self, site: Site, channel: Channel) -> None:
         if "extend" not in self.features:
             return
-        began = time.monotonic()
-        job = self.sleeper(site, channel, walltime_s=60)
-        soon_s = time.monotonic() - began + 0.5
-        self.asks(channel, "extend", a=job.attempt_id, wall=soon_s)
-        self.asks(channel, "extend", a=job.attempt_id, wall=soon_s + 0.3)
+        for last in (False, False, False, True):
+            began = time.monotonic()
+            job = self.sleeper(site, channel, walltime_s=60)
+            soon_s = time.monotonic() - began + 0.5
+            self.asks(channel, "extend", a=job.attempt_id, wall=soon_s)
+            try:
+                self.asks(channel, "extend", a=job.attempt_id, wall=soon_s + 0.3)
+                break
+            except BackendError:  # on a busy machine its time may be over before
+                if last:
+                    raise
         entry = site.exit(job)
         assert (entry["why"], entry["x"] - entry["s"] >= soon_s + 0.3) == ("WALLTIME", True)
         endless = self.sleeper(site, channel)
