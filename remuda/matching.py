@@ -73,7 +73,8 @@ class LeaseSnapshot:
 
     `limits`, `owned`: how many VMs owners and groups may have, and do. `kept`: which VM to keep for
     which request, where that is decided already. `stopped_owners`,
-    `stopped_pools`: those that get, or give, nothing now, with why: what they may spend is spent.
+    `stopped_pools`, `stopped_there` (an owner in a pool): those that get, or give, nothing now, with
+    why: what they may spend is spent.
     """
 
     requests: tuple[Request, ...]
@@ -84,6 +85,7 @@ class LeaseSnapshot:
     kept: Mapping[int, Kept] | None = None
     stopped_owners: Mapping[int, str] = field(default_factory=dict)
     stopped_pools: Mapping[int, str] = field(default_factory=dict)
+    stopped_there: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,13 +224,20 @@ class _Match:
             return self._snapshot.stopped_owners[request.owner_id]
         if self._giving(request):
             return ""
-        stopped = self._snapshot.stopped_pools
-        return "; ".join(stopped[pool] for pool in request.pool_ids if pool in stopped)
+        reasons = [self._stop(request, pool) for pool in request.pool_ids]
+        return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+
+    def _stop(self, request: Request, pool_id: int) -> str:
+        """Return why the pool gives the request nothing; empty if no budget is in the way."""
+        snapshot = self._snapshot
+        return snapshot.stopped_pools.get(pool_id, "") or snapshot.stopped_there.get(
+            (request.owner_id, pool_id), ""
+        )
 
     def _giving(self, request: Request) -> list[int]:
-        """Return its pools that are open, and not stopped."""
-        stopped = self._snapshot.stopped_pools
-        return [p for p in request.pool_ids if p in self._snapshot.pools and p not in stopped]
+        """Return its pools that are open, and not stopped, nor its owner there."""
+        pools = self._snapshot.pools
+        return [p for p in request.pool_ids if p in pools and not self._stop(request, p)]
 
     def _to_keep(self, request: Request) -> Kept | None:
         """Return the VM that lacks least for a request, if one is to be kept for it."""
@@ -305,7 +314,7 @@ class _Match:
                 left > self._wished[party]
                 for party, left in self._owned.lefts(request.owner_id, pool).items()
             )
-            for pool in request.pool_ids
+            for pool in self._giving(request)
         )
 
     def _reason(self, request: Request) -> str:

@@ -111,13 +111,20 @@ def cost(
     print_rows(_COLUMNS[by], found, as_json=as_json)
 
 
+def _level(key: str) -> Column:
+    return Column(
+        key.upper(), lambda row: "" if row[key] is None else f"{row[key]:.12g}", right=True
+    )
+
+
 _BUDGETS = [
-    Column("OF", lambda row: "pool" if row["pool"] else "owner"),
-    Column("NAME", lambda row: row["pool"] or row["owner"]),
+    Column("OF", lambda row: "owner" if row["owner"] else "pool"),
+    Column("NAME", lambda row: row["owner"] or row["pool"]),
+    Column("IN POOL", lambda row: (row["pool"] or "") if row["owner"] else ""),
     Column("PERIOD", "period"),
     Column("SPENT", lambda row: f"{row['spent']:.4f}", right=True),
-    Column("WARN", "warn", right=True),
-    Column("STOP", "stop", right=True),
+    _level("warn"),
+    _level("stop"),
     Column("LEVEL", "level"),
     Column("CHECKED", "checked_at"),
 ]
@@ -126,14 +133,18 @@ _BUDGETS = [
 @click.command("list", cls=Command, short_help="List budgets.")
 @json_option
 def list_budgets(as_json: bool) -> None:
-    """List the budgets of pools and owners, and what was spent in their present periods."""
+    """List the budgets of pools, owners and owners in pools, and what was spent in the present period."""
     with connect.open_client() as client:
         found = client.budgets()
     print_rows(_BUDGETS, found, as_json=as_json)
 
 
 _WHOSE = [
-    click.option("--pool", metavar="POOL", help="Of this pool: all that its VMs cost."),
+    click.option(
+        "--pool",
+        metavar="POOL",
+        help="Of this pool: all that its VMs cost, or (--owner) that part.",
+    ),
     click.option("--owner", metavar="OWNER", help="Of this owner: the share of jobs and leases."),
 ]
 
@@ -153,14 +164,16 @@ _WHOSE = [
 def set_(
     pool: str | None, owner: str | None, period: str, warn: float | None, stop: float | None
 ) -> None:
-    """Limit what a pool or an owner spends.
+    """Limit what a pool, an owner, or (both named) an owner in a pool spends.
 
     \b
         remuda budget set --pool cloud --period month --warn 80 --stop 100
         remuda budget set --owner alice --period day --stop 5
+        remuda budget set --owner alice --pool cloud --period day --stop 2
 
-    From --stop on nothing more of theirs is placed or launched, and `explain` says so, until the
-    next period or a higher budget. What runs goes on.
+    From --stop on nothing more of theirs is placed or launched (of an owner in a pool: there), and
+    `explain` says so, until the next period or a higher budget. What runs goes on. Of a group its
+    members' spend counts together.
     """
     with connect.open_client() as client:
         client.set_budget(pool=pool, owner=owner, period=period, warn=warn, stop=stop)
@@ -171,11 +184,14 @@ def set_(
 @_WHOSE[0]
 @_WHOSE[1]
 def remove(pool: str | None, owner: str | None) -> None:
-    """Remove a budget; what it stopped goes on."""
+    """Remove a budget; what it stopped goes on. Of an owner in a pool: name both."""
     with connect.open_client() as client:
         there = client.remove_budget(pool=pool, owner=owner)
-    click.echo(f"budget of {_whose(pool, owner)} {'is removed' if there else 'there was none'}")
+    whose = _whose(pool, owner)
+    click.echo(f"budget of {whose} is removed" if there else f"{whose} had no budget")
 
 
 def _whose(pool: str | None, owner: str | None) -> str:
-    return f"pool {pool}" if pool is not None else f"owner {owner}"
+    if owner is None:
+        return f"pool {pool}"
+    return f"owner {owner}" if pool is None else f"owner {owner} in pool {pool}"

@@ -64,7 +64,7 @@ class Costing:
         )
 
     def budgets(self) -> list[dict[str, Any]]:
-        """Return all budgets: whose, period, warn and stop levels, what was spent, and the level."""
+        """Return all budgets: whose (`pool`, `owner`), period, levels, what was spent, the level."""
         return [dict(row) for row in self._context.read(budget_models.listing)]
 
     def set_budget(
@@ -76,13 +76,13 @@ class Costing:
         warn: float | None = None,
         stop: float | None = None,
     ) -> None:
-        """Limit what a pool or an owner spends in each "day", "week", "month", or in "total".
+        """Limit what a pool, an owner or an owner in a pool spends: each "day", "week", "month", "total".
 
-        From `warn` on it is told; from `stop` on nothing more of theirs is placed or launched, until
-        the next period or a higher budget. What runs goes on. Raises BadInput, UnknownPool.
+        From `warn` on it is told; from `stop` on nothing more of theirs is placed or launched (of an
+        owner in a pool: there), until the next period or a higher budget. What runs goes on. An owner
+        may be a group: then its members' spend counts together. Raises BadInput, UnknownPool.
         """
-        if (pool is None) == (owner is None):
-            raise BadInput("a budget is of a pool or of an owner: give one of them")
+        _one_at_least(pool, owner)
         if text_of("period", period) not in budget_models.PERIODS:
             raise BadInput(
                 f"period must be one of {', '.join(budget_models.PERIODS)}, not {shown(period)}"
@@ -108,9 +108,8 @@ class Costing:
         )
 
     def remove_budget(self, *, pool: Pool | str | None = None, owner: str | None = None) -> bool:
-        """Take a budget away; what it stopped goes on. False: there was none."""
-        if (pool is None) == (owner is None):
-            raise BadInput("a budget is of a pool or of an owner: give one of them")
+        """Take the budget of just that away; what it stopped goes on. False: there was none."""
+        _one_at_least(pool, owner)
         pool_id = pool_row(self._context, pool)["id"] if pool is not None else None
         whose = self._owner_id(owner) if owner is not None else None
         return self._context.commit(
@@ -127,3 +126,8 @@ class Costing:
         if found is None:
             raise BadInput(f"there is no owner {shown(name)}", hint="`remuda owner list` tells all")
         return found
+
+
+def _one_at_least(pool: Pool | str | None, owner: str | None) -> None:
+    if pool is None and owner is None:
+        raise BadInput("a budget is of a pool, of an owner, or of an owner in a pool: say whose")

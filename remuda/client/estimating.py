@@ -22,7 +22,12 @@ def estimate(facts: Mapping[str, Any], blocked: str | None) -> Estimate:
     """
     if blocked is not None:
         return Estimate(None, blocked)
-    found = [_in_pool(facts["job"], pool) for pool in facts["pools"]]
+    # Where a budget is used up nothing starts, whatever room there is.
+    found = [
+        _in_pool(facts["job"], pool)
+        for pool in facts["pools"]
+        if not (pool["pool"]["budget_stop"] or pool["owner_stop"])
+    ]
     known = [one for one in found if one.start_s is not None]
     if not known:
         return found[0] if found else Estimate(None, "it has no pool")

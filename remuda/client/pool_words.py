@@ -52,6 +52,7 @@ def explain_pool(pool: Mapping[str, Any]) -> list[str]:
         said.append(f"{which} is not asked until {refusal['expires_at']}: {refusal['reason']}")
     if pool.get("budget_stop"):
         said.append(f"Nothing is placed or launched: {pool['budget_stop']}.")
+    said += [f"Of one owner nothing is placed: {why}." for why in pool.get("owner_stops") or ()]
     if pool.get("frozen_reason"):
         said.append(f"It is frozen: {pool['frozen_reason']}")
     if pool["launch_failures"]:

@@ -113,6 +113,9 @@ def _in_pool(job: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Reason]:
     if pool["budget_stop"]:
         text = f"Pool {name} places and launches nothing: {pool['budget_stop']}."
         return [Reason("budget", text, blocks=True)]
+    if facts["owner_stop"]:
+        text = f"Nothing of its owner is placed in pool {name}: {facts['owner_stop']}."
+        return [Reason("budget", text, blocks=True)]
     limit = never_fits(
         job,
         pool,

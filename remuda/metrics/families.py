@@ -115,9 +115,14 @@ def _jobs(measures: Measures, pools: Labels, owners: Labels) -> Iterator[Metric]
 
 
 def _budgets(measures: Measures) -> Iterator[Metric]:
-    labels = ("of", "name")
+    labels = ("of", "name", "pool")  # the last of an owner in a pool alone
     whose = [
-        (("pool", row["pool"]) if row["pool"] is not None else ("owner", row["owner"]), row)
+        (
+            ("pool", row["pool"], "")
+            if row["owner"] is None
+            else ("owner", row["owner"], row["pool"] or ""),
+            row,
+        )
         for row in measures.budgets
     ]
     yield _gauge(

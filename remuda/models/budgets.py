@@ -1,4 +1,4 @@
-"""Budgets of pools and owners: what may be spent in a period, and what was."""
+"""Budgets of pools, of owners, and of owners in pools: what may be spent in a period, and what was."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Connection, ForeignKey, Text, text
+from sqlalchemy import CheckConstraint, Connection, ForeignKey, Index, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from remuda.models.base import Base, BigId, BigInt, Created, Timestamp
@@ -22,12 +22,46 @@ STOP = """coalesce(o.budget_stop, CASE WHEN o.group_id IS NOT NULL THEN
     (SELECT g.budget_stop FROM owners g WHERE g.id = o.group_id) END)"""
 
 
+# Whether anybody's budget in a pool is used up, and of which owners (a group's members are), in which
+# of the pools (None: in any). An owner's own comes before its group's.
+ANY_STOPPED = "EXISTS (SELECT FROM budgets WHERE stopped IS NOT NULL)"
+_STOPPED = """
+    SELECT s.owner_id, s.pool_id, s.stopped FROM (
+      SELECT b.owner_id, b.pool_id, b.stopped, true AS own FROM budgets b WHERE b.stopped IS NOT NULL
+      UNION ALL
+      SELECT o.id, b.pool_id, b.stopped, false FROM budgets b JOIN owners o ON o.group_id = b.owner_id
+      WHERE b.stopped IS NOT NULL) AS s
+    WHERE CAST(:pools AS bigint[]) IS NULL OR s.pool_id = ANY(CAST(:pools AS bigint[]))
+    ORDER BY s.own
+"""
+
+# Whether a budget in the pool (p) stops an owner (o), its own or its group's.
+STOPPED_THERE = """EXISTS (SELECT FROM budgets b WHERE b.stopped IS NOT NULL AND b.pool_id = p.id
+    AND b.owner_id IN (o.id, o.group_id))"""
+
+
 class Budget(Base):
-    """What a pool or an owner may spend in each period (UTC; weeks begin on Monday)."""
+    """What a pool, an owner, or (both) an owner in a pool may spend in each period.
+
+    Periods are of UTC; weeks begin on Monday.
+    """
 
     __tablename__ = "budgets"
     __table_args__ = (
-        CheckConstraint("num_nulls(pool_id, owner_id) = 1", name="subject"),
+        CheckConstraint("num_nulls(pool_id, owner_id) < 2", name="subject"),
+        CheckConstraint("stopped IS NULL OR num_nulls(pool_id, owner_id) = 0", name="stopped"),
+        Index(
+            "uq_budgets_subject",
+            text("coalesce(pool_id, 0::bigint)"),
+            text("coalesce(owner_id, 0::bigint)"),
+            unique=True,
+        ),
+        Index(
+            "ix_budgets_stopped",
+            "pool_id",
+            "owner_id",
+            postgresql_where=text("stopped IS NOT NULL"),
+        ),
         CheckConstraint("period IN ('day', 'week', 'month', 'total')", name="period"),
         CheckConstraint("level IN ('ok', 'warn', 'stop')", name="level"),
         CheckConstraint(
@@ -38,8 +72,8 @@ class Budget(Base):
     )
 
     id: Mapped[BigId]
-    pool_id: Mapped[BigInt | None] = mapped_column(ForeignKey("pools.id"), unique=True)
-    owner_id: Mapped[BigInt | None] = mapped_column(ForeignKey("owners.id"), unique=True)
+    pool_id: Mapped[BigInt | None] = mapped_column(ForeignKey("pools.id"))
+    owner_id: Mapped[BigInt | None] = mapped_column(ForeignKey("owners.id"))
     period: Mapped[str] = mapped_column(Text)
     warn: Mapped[float | None]
     stop: Mapped[float | None]
@@ -48,6 +82,8 @@ class Budget(Base):
     period_start: Mapped[Timestamp | None]
     checked_at: Mapped[Timestamp | None]
     check_s: Mapped[float] = mapped_column(server_default="0")  # what that took
+    # Why nothing of the owner is placed in the pool. Of the others pools and owners tell it themselves.
+    stopped: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[Created]
 
 
@@ -60,36 +96,55 @@ def put(
     warn: float | None,
     stop: float | None,
 ) -> None:
-    """Give a pool or an owner a budget, in place of the one it has."""
-    subject = "pool_id" if pool_id is not None else "owner_id"
+    """Give a pool, an owner or an owner in a pool a budget, in place of the one it has."""
     connection.execute(
         text(
-            f"""INSERT INTO budgets (pool_id, owner_id, period, warn, stop)
+            """INSERT INTO budgets (pool_id, owner_id, period, warn, stop)
                 VALUES (:pool, :owner, :period, :warn, :stop)
-                ON CONFLICT ({subject}) DO UPDATE SET period = EXCLUDED.period,
-                  warn = EXCLUDED.warn, stop = EXCLUDED.stop, checked_at = NULL"""
+                ON CONFLICT (coalesce(pool_id, 0), coalesce(owner_id, 0)) DO UPDATE
+                SET period = EXCLUDED.period, warn = EXCLUDED.warn, stop = EXCLUDED.stop,
+                  checked_at = NULL"""
         ),
         {"pool": pool_id, "owner": owner_id, "period": period, "warn": warn, "stop": stop},
     )
+    connection.execute(text("SELECT pg_notify('remuda_wake', 'budget')"))  # looked at at once
 
 
 def remove(connection: Connection, *, pool_id: int | None, owner_id: int | None) -> bool:
-    """Take a pool's or an owner's budget away, and what it stopped goes on; False: it had none."""
-    done = connection.execute(
-        text("DELETE FROM budgets WHERE pool_id = :pool OR owner_id = :owner"),
-        {"pool": pool_id, "owner": owner_id},
+    """Take a budget away, and what it stopped goes on; False: there was none."""
+    found = rows(
+        connection,
+        """DELETE FROM budgets WHERE pool_id IS NOT DISTINCT FROM CAST(:pool AS bigint)
+             AND owner_id IS NOT DISTINCT FROM CAST(:owner AS bigint) RETURNING stopped""",
+        pool=pool_id,
+        owner=owner_id,
     )
+    if found and found[0]["stopped"] is not None:
+        _tell(connection, goes_on=True)
+    # After the budget itself, as whoever compares it with what was spent locks them.
     _set_stop(connection, pool_id=pool_id, owner_id=owner_id, reason=None)
-    return done.rowcount > 0
+    return bool(found)
+
+
+def stopped(
+    connection: Connection, pool_ids: Sequence[int] | None = None
+) -> dict[tuple[int, int], str]:
+    """Return which owners get nothing in which pools (of `pool_ids`, if given), with why.
+
+    Their budget there, or their group's, is used up.
+    """
+    wanted = None if pool_ids is None else list(pool_ids)
+    found = rows(connection, _STOPPED, pools=wanted)
+    return {(row["owner_id"], row["pool_id"]): row["stopped"] for row in found}
 
 
 def listing(connection: Connection) -> Sequence[Mapping[str, Any]]:
-    """Return all budgets with the names of whose they are, pools first."""
+    """Return all budgets with the names of whose they are: of pools, of owners, of owners in pools."""
     return rows(
         connection,
         """SELECT b.*, p.name AS pool, o.name AS owner FROM budgets b
            LEFT JOIN pools p ON p.id = b.pool_id LEFT JOIN owners o ON o.id = b.owner_id
-           ORDER BY b.owner_id IS NOT NULL, p.name, o.name""",
+           ORDER BY b.owner_id IS NOT NULL, p.name NULLS FIRST, o.name""",
     )
 
 
@@ -122,7 +177,7 @@ def spent(connection: Connection, budget: Mapping[str, Any], now: datetime) -> f
 
     Of a group's by all who are its members now.
     """
-    by = "pool" if budget["pool_id"] is not None else "owner"
+    by = "pool" if budget["owner_id"] is None else "owner"
     found = costs(
         connection,
         by,
@@ -146,7 +201,7 @@ def note(
 ) -> None:
     """Store how much was spent, what follows, and what it took to find out.
 
-    `reason`: why nothing of the pool or owner is placed or launched; None: it may be.
+    `reason`: why nothing of whose it is is placed or launched; None: it may be.
     """
     connection.execute(
         text(
@@ -167,13 +222,23 @@ def note(
 def _set_stop(
     connection: Connection, *, pool_id: int | None, owner_id: int | None, reason: str | None
 ) -> None:
-    table, subject = ("pools", pool_id) if pool_id is not None else ("owners", owner_id)
+    column, table, whose = "budget_stop", "pools", "id = :pool"
+    if owner_id is not None:
+        table, whose = "owners", "id = :owner"
+        if pool_id is not None:
+            column, table, whose = "stopped", "budgets", "pool_id = :pool AND owner_id = :owner"
     done = connection.execute(
         text(
-            f"""UPDATE {table} SET budget_stop = :reason
-                WHERE id = :id AND budget_stop IS DISTINCT FROM :reason"""
+            f"""UPDATE {table} SET {column} = :reason
+                WHERE {whose} AND {column} IS DISTINCT FROM :reason"""
         ),
-        {"id": subject, "reason": reason},
+        {"pool": pool_id, "owner": owner_id, "reason": reason},
     )
-    if done.rowcount:  # who waits is told why, or served
-        connection.execute(text("SELECT pg_notify('remuda_wake', 'lease')"))
+    if done.rowcount:
+        _tell(connection, goes_on=reason is None)
+
+
+def _tell(connection: Connection, *, goes_on: bool) -> None:
+    """Have those who wait told why, or served."""
+    for kind in ("lease", "dispatch", "pool") if goes_on else ("lease",):
+        connection.execute(text("SELECT pg_notify('remuda_wake', :kind)"), {"kind": kind})

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from remuda.constraints import Hardware, hardware_of, unmet
-from remuda.models import quotas, vm_quotas
+from remuda.models import budgets, quotas, vm_quotas
 from remuda.models.array_limits import array_rooms
 from remuda.models.base import sql_list
 from remuda.models.budgets import STOP
@@ -156,12 +156,15 @@ def demands_of(
     limited = {row["id"]: row["max_running"] for row in rows(connection, _LIMITED)}
     array_room = array_rooms(connection, limited)
     stopped = [row["id"] for row in rows(connection, _STOPPED)]
+    there: dict[int, set[int]] = {}  # of owners the pools in which nothing of theirs is placed
+    for owner, pool_id in budgets.stopped(connection):
+        there.setdefault(owner, set()).add(pool_id)
     quota = quotas.rooms(connection)
     owned = vm_quotas.rooms(connection, ids)
     found = waiting_shapes(
         connection,
         [_look(pool, known[pool["id"]]) for pool in pools],
-        with_quota=[*quota.members, *owned.owners()],
+        with_quota=[*quota.members, *owned.owners(), *there],
         limited=limited,
         stopped=stopped,
     )
@@ -184,6 +187,7 @@ def demands_of(
             array_room=dict(array_room),
             quota=replace(quota, left=dict(quota.left)),
             owned=owned,
+            stopped=there,
         )
         for key, pool in zip(ids, pools, strict=True)
     }
@@ -214,6 +218,7 @@ def _demand(
     array_room: dict[int, int],
     quota: quotas.QuotaRoom,
     owned: OwnedVms,
+    stopped: Mapping[int, Collection[int]],
 ) -> tuple[int, list[Shape]]:
     mine = limits[pool["id"]]
     by_owner = pool["isolation"] != "shared"
@@ -222,7 +227,9 @@ def _demand(
     new: dict[Party, int] = {}  # slots of the VMs that limits still let owners and groups have
     for row in found:
         wanted = {name: row[name] for name in _FIELDS}
-        count = row["count"] if _is_here(mine, row["pool_ids"], limits, wanted) else 0
+        without = stopped.get(row["owner_id"], ())
+        is_here = _is_here(mine, row["pool_ids"], limits, wanted, without=without)
+        count = row["count"] if is_here else 0
         if row["array_id"] is not None:
             count = max(0, min(count, array_room[row["array_id"]]))
             array_room[row["array_id"]] -= count
@@ -239,7 +246,8 @@ def _demand(
             shapes.append(Shape(count=count, **wanted, **whose))
     for row in wishes:
         wanted = {**dict.fromkeys(_FIELDS), "cores": row["least"], "memory_bytes": 0, "gpus": 0}
-        if _is_here(mine, row["pool_ids"], limits, wanted):
+        without = stopped.get(row["owner_id"], ())
+        if _is_here(mine, row["pool_ids"], limits, wanted, without=without):
             slots += row["count"] * row["cores"]
             whose = {"owner_id": row["owner_id"], "sandbox": row["sandbox"]}
             shapes.append(Shape(count=row["count"], cores=row["cores"], **whose))
@@ -254,12 +262,17 @@ def _is_here(
     pool_ids: Sequence[int] | None,
     limits: Mapping[int, PoolLimits],
     wanted: Mapping[str, Any],
+    *,
+    without: Collection[int],
 ) -> bool:
-    """Return whether such a job is demand of `mine`."""
+    """Return whether such a job, which may go to no pool of `without`, is demand of `mine`."""
     able = [
         limits[i]
         for i in pool_ids or (mine.id,)
-        if i in limits and (limits[i].open or i == mine.id) and limits[i].could_take(**wanted)
+        if i in limits
+        and i not in without
+        and (limits[i].open or i == mine.id)
+        and limits[i].could_take(**wanted)
     ]
     chosen = next((pool for pool in able if pool.can_grow), able[0] if able else None)
     return chosen is mine

@@ -19,7 +19,7 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 
 from remuda.fairness import FairShares
-from remuda.models import vm_quotas
+from remuda.models import budgets, vm_quotas
 from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.free_vms import lock_vms
@@ -41,7 +41,7 @@ class Snapshot:
     many more slots owners may have, `owned`: how many more VMs. `cut`: the (pool, owner) of which
     there may be more jobs, which come after those that are here (pool 0: of jobs that may go to
     several). `releases`: of VMs with jobs that wait for room, (seconds until it ends if known, slots,
-    memory, GPUs) of each attempt.
+    memory, GPUs) of each attempt. `stopped`: the (owner, pool) whose budget there is used up.
     `skipped_free`, `skipped_ahead`: jobs that could have free slots, or be placed ahead, were left to
     others, who just place jobs under the same quota or limit of VMs, or of the same array.
     """
@@ -57,6 +57,7 @@ class Snapshot:
     skipped_free: bool = False
     skipped_ahead: bool = False
     owned: OwnedVms = field(default_factory=OwnedVms)
+    stopped: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ _SEVERAL = text(f"SELECT EXISTS (SELECT FROM jobs j WHERE {READY} AND j.pool_ids
 # be the one for many, by the indexes made for it.
 _NOW = text(f"""
     SELECT now(), EXISTS (SELECT FROM quotas WHERE max_slots IS NOT NULL), {vm_quotas.ANY},
-           set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true),
+           {budgets.ANY_STOPPED}, set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true),
            set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true),
            set_config('plan_cache_mode', 'force_generic_plan', true)
 """)
@@ -191,7 +192,8 @@ def take_snapshot(
     quotas and of arrays that another dispatcher holds are left to it.
     """
     wanted = waiting_pools(connection) if pools is None else pools
-    now, limited, vms_limited, *_ = connection.execute(_NOW).one()
+    now, limited, vms_limited, any_stopped, *_ = connection.execute(_NOW).one()
+    stopped = frozenset(budgets.stopped(connection, wanted)) if any_stopped else frozenset()
     owned = vm_quotas.lock(connection, wanted, wait=wait) if vms_limited else OwnedVms()
     vms = lock_vms(connection, wanted, horizon_s=horizon_s)
     waiting = WaitingJobs(
@@ -199,6 +201,7 @@ def take_snapshot(
         vms,
         limited=limited,
         owned=owned,
+        stopped=stopped,
         wait=wait,
         half_life_s=half_life_s,
         max_ahead=max_ahead,
@@ -224,6 +227,7 @@ def take_snapshot(
         waiting.skipped_free or owned.skipped,
         waiting.skipped_ahead,
         owned,
+        stopped,
     )
 
 

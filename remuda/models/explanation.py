@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from remuda.constraints import hardware_of, unmet
-from remuda.models import prospects
+from remuda.models import budgets, prospects
 from remuda.models.array_limits import array_rooms
 from remuda.models.budgets import STOP
 from remuda.models.database import rows
@@ -76,12 +76,14 @@ def explain_facts(
     ids = found["pool_ids"] or [found["pool_id"]]
     by_id = {row["id"]: row for row in pools(connection, ids=ids)}
     limits = limits_of(connection, ids)
+    stops = budgets.stopped(connection, list(ids))
     return {
         "job": found,
         "pool": dict(by_id[found["pool_id"]]),
         "pools": [
             {
                 **_pool(connection, found, by_id[i], limits[i]),
+                "owner_stop": stops.get((found["owner_id"], i)),
                 "line": prospects.before(connection, found, i, half_life_s=half_life_s),
             }
             for i in ids

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from remuda.matching import LeaseSnapshot, Matching, Request, match
-from remuda.models import leases, vm_quotas
+from remuda.models import budgets, leases, vm_quotas
 from remuda.models.base import sql_list
 from remuda.models.budgets import STOP
 from remuda.models.database import LEASE_CHANNEL, rows
@@ -302,6 +302,7 @@ def _snapshot(connection: Connection) -> LeaseSnapshot:
         owned=owned,
         stopped_owners={row["id"]: row["budget_stop"] for row in stopped},
         stopped_pools={row["id"]: row["budget_stop"] for row in named if row["budget_stop"]},
+        stopped_there=budgets.stopped(connection, pools),
     )
 
 

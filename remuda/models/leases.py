@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 
 from remuda.errors import IllegalTransition, StaleHolder, UnknownLease
 from remuda.models import vm_quotas
-from remuda.models.budgets import STOP
+from remuda.models.budgets import STOP, STOPPED_THERE
 from remuda.models.database import LEASE_CHANNEL, rows
 from remuda.models.vm_life import close_idle
 
@@ -27,7 +27,8 @@ _ACQUIRE = f"""
       -- Whose budget is used up gets, or gives, nothing.
       ARRAY(SELECT p.id FROM pools p WHERE p.id = ANY(CAST(:pools AS bigint[]))
               AND p.budget_stop IS NULL
-              AND NOT EXISTS (SELECT FROM owners o WHERE o.name = :owner AND {STOP} IS NOT NULL)
+              AND NOT EXISTS (SELECT FROM owners o WHERE o.name = :owner
+                                AND ({STOP} IS NOT NULL OR {STOPPED_THERE}))
             ORDER BY array_position(CAST(:pools AS bigint[]), p.id)),
       :owner, :sandbox, CAST(:slots AS int), CAST(:ttl_s AS float8),
       CAST(:token AS uuid), CAST(:task_id AS text), CAST(:build_id AS text),

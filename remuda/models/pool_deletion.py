@@ -43,7 +43,7 @@ def delete_pool(
         {"id": pool_id, **purge},
     )
     if done.rowcount:
-        _wake(connection)
+        _deleted(connection)
         return
     state = connection.scalar(text("SELECT state FROM pools WHERE id = :id"), {"id": pool_id})
     if state is not None and state != PoolState.PENDING_DELETE:
@@ -94,7 +94,7 @@ def delete_expired(connection: Connection) -> list[int]:
     )
     ids = sorted(found)
     if ids:
-        _wake(connection)
+        _deleted(connection)
     return ids
 
 
@@ -132,7 +132,7 @@ def make_room(connection: Connection, owner_id: int) -> None:
             f"maximum number of pools reached: {most}",
             hint="delete one that is closed; `remuda owner set NAME --max-pools N` is an operator's",
         )
-    _wake(connection)
+    _deleted(connection)
 
 
 def to_purge(connection: Connection) -> Sequence[Mapping[str, Any]]:
@@ -185,5 +185,12 @@ def note_purged(connection: Connection, pool: Mapping[str, Any]) -> bool:
     return bool(done.rowcount)
 
 
-def _wake(connection: Connection) -> None:
+def _deleted(connection: Connection) -> None:
+    """Have the providers of deleted pools asked what is left, and forget what these might spend."""
+    connection.execute(
+        text(
+            """DELETE FROM budgets b USING pools p
+               WHERE p.id = b.pool_id AND p.state = 'PENDING_DELETE'"""
+        )
+    )
     connection.execute(text("SELECT pg_notify('remuda_wake', 'ledger')"))

@@ -63,6 +63,8 @@ _POOL = """
                      'offer', r.offer, 'reason', r.reason, 'times', r.times,
                      'expires_at', r.expires_at) ORDER BY r.refused_at, r.offer), '[]')
             FROM offer_refusals r WHERE r.pool_id = p.id AND r.expires_at > now()) AS refusals,
+           (SELECT coalesce(jsonb_agg(b.stopped ORDER BY b.id), '[]') FROM budgets b
+            WHERE b.pool_id = p.id AND b.stopped IS NOT NULL) AS owner_stops,
            (SELECT count(*) FROM vms WHERE pool_id = p.id AND state <> 'HALTED')::int AS vms,
            (SELECT count(*) FROM vms WHERE pool_id = p.id AND state = 'RUNNING')::int AS running_vms,
            (SELECT coalesce(sum(slots), 0) FROM vms

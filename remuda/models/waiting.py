@@ -86,6 +86,7 @@ class WaitingJobs:
         *,
         limited: bool,
         owned: OwnedVms,
+        stopped: frozenset[tuple[int, int]],
         wait: bool,
         half_life_s: float,
         max_ahead: int,
@@ -95,12 +96,13 @@ class WaitingJobs:
     ) -> None:
         """See `remuda.models.dispatch.take_snapshot`; `limited`: there are quotas of slots.
 
-        `owned`: what limits of VMs leave, the owners locked.
+        `owned`: what limits of VMs leave, the owners locked; `stopped`: (owner, pool) that get nothing.
         """
         self._connection = connection
         self._vms = vms
         self._limited = limited
         self._owned = owned
+        self._stopped = stopped
         self._wait = wait
         self._arrays = ArrayLimits(connection, wait=wait)
         self._quota = QuotaRoom()
@@ -178,6 +180,7 @@ class WaitingJobs:
             or head.pool_ids
             or head.pool_id in self._bound
             or self._owned.parties(head.owner_id)
+            or (head.owner_id, head.pool_id) in self._stopped
             else (head.pool_id, head.cores, head.memory_bytes, head.gpus, head.architecture)
         )
         if plain not in self._known:
@@ -194,7 +197,9 @@ class WaitingJobs:
         }
 
     def _rooms_for(self, owner_id: int, pool_id: int) -> Sequence[Room]:
-        """Return the rooms of a pool that its limit of VMs leaves the owner."""
+        """Return the rooms of a pool that its budget there, and limits of VMs, leave the owner."""
+        if (owner_id, pool_id) in self._stopped:
+            return ()
         only = self._owned.only(owner_id, pool_id)
         if only is None:
             return self._rooms.get(pool_id, ())

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from remuda.models import budgets as models
 from remuda.tasks.runtime import Runtime
-from remuda.workers.budgets import level_of, stop_reason
+from remuda.workers.budgets import level_of, stop_reason, whose
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +25,9 @@ def watch_budgets(runtime: Runtime) -> int:
             spent = models.spent(connection, budget, now)
             check_s = time.monotonic() - began
             level = level_of(spent, warn=budget["warn"], stop=budget["stop"])
-            whose = f"pool {budget['pool']}" if budget["pool"] else f"owner {budget['owner']}"
+            of = whose(pool=budget["pool"], owner=budget["owner"])
             reason = (
-                stop_reason(whose, spent=spent, stop=budget["stop"], period=budget["period"])
+                stop_reason(of, spent=spent, stop=budget["stop"], period=budget["period"])
                 if level == "stop"
                 else None
             )
@@ -35,11 +35,11 @@ def watch_budgets(runtime: Runtime) -> int:
                 connection, budget, spent=spent, level=level, reason=reason, check_s=check_s
             )
             if level != budget["level"]:
-                changed.append((whose, level, spent))
+                changed.append((of, level, spent))
         return changed
 
     changed = runtime.transact(work)
-    for whose, level, spent in changed:
+    for of, level, spent in changed:
         tell = log.info if level == "ok" else log.warning
-        tell("the budget of %s is at level %s: %.2f spent", whose, level, spent)
+        tell("the budget of %s is at level %s: %.2f spent", of, level, spent)
     return len(changed)

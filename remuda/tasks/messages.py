@@ -74,6 +74,11 @@ def synchronize_all() -> None:
     _send(names.SYNCHRONIZE_ALL)
 
 
+def watch_budgets() -> None:
+    """Have what was spent compared with the budgets now."""
+    _send(names.WATCH_BUDGETS)
+
+
 def reconcile_vms() -> None:
     """Have rows and providers compared now."""
     _send(names.RECONCILE_VMS)

@@ -207,4 +207,5 @@ def for_placement(
         group_of=snapshot.quota.group_of,
         cut=snapshot.cut,
         owned=snapshot.owned,
+        stopped=snapshot.stopped,
     )

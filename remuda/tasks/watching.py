@@ -233,6 +233,8 @@ class Watcher:
                 messages.reconcile_vms()
             if "resources" in wakes:
                 messages.synchronize_all()
+            if "budget" in wakes:
+                messages.watch_budgets()
             if "retire" in wakes:
                 messages.retire_vms()
             if "watch" in wakes:

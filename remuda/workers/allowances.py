@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,17 +19,21 @@ class Allowances:
         array_room: Mapping[int, int],
         quota_room: Mapping[QuotaKey, int],
         group_of: Mapping[int, int],
+        stopped: Collection[tuple[int, int]] = (),
     ) -> None:
-        """What is in none of them has no limit."""
+        """What is in none of them has no limit. `stopped`: (owner, pool) that get nothing."""
         self._arrays = dict(array_room)
         self._slots = dict(quota_room)
         self._group_of = group_of
+        self._stopped = stopped
 
     def pools(self, job: PendingJob) -> Sequence[int]:
         """Return the pools in which its limits let the job have slots, in its order."""
-        wanted = job.pool_ids or (job.pool_id,)
+        wanted: Sequence[int] = job.pool_ids or (job.pool_id,)
         if self._arrays and self._arrays.get(job.array_id or 0, 1) <= 0:
             return ()
+        if self._stopped:
+            wanted = [pool for pool in wanted if (job.owner_id, pool) not in self._stopped]
         if not self._slots:
             return wanted
         return [pool for pool in wanted if self._allows(job, pool)]

@@ -100,7 +100,8 @@ class PlacementSnapshot:
     attempts; jobs longer than the horizon, of unknown length, or with GPUs are never placed ahead.
     `array_room`: how many more jobs of an array may be on machines, for those that have a limit.
     `quota_room`: how many more slots owners and groups may have, in a pool or (None) in all, `group_of`
-    the groups of those with quotas. `owned`: how many more VMs owners may have.
+    the groups of those with quotas. `owned`: how many more VMs owners may have. `stopped`: (owner, pool)
+    that get nothing.
     `cut`: of which (pool, owner) there may be more jobs, which come after those that are here; where
     these run out nothing is placed any more, as one of the others might come next.
     """
@@ -115,6 +116,7 @@ class PlacementSnapshot:
     group_of: Mapping[int, int] = field(default_factory=dict)
     cut: frozenset[tuple[int, int]] = frozenset()
     owned: OwnedVms = field(default_factory=OwnedVms)
+    stopped: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,9 @@ def place(snapshot: PlacementSnapshot, now: datetime) -> list[Placement]:
         for pool, vms in of_pool.items()
     }
     ledger = Ledger(snapshot.shares)
-    allowances = Allowances(snapshot.array_room, snapshot.quota_room, snapshot.group_of)
+    allowances = Allowances(
+        snapshot.array_room, snapshot.quota_room, snapshot.group_of, snapshot.stopped
+    )
     owned = snapshot.owned.copy()
     ends = _Ends(snapshot)
     placements = []

@@ -8,11 +8,12 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from remuda.errors import DatabaseUnavailable
-from remuda.models import cancel, leases, requests
+from remuda.models import budgets, cancel, leases, requests
 from remuda.models.database import DONE_CHANNEL, OUTPUT_CHANNEL, WAKE_CHANNEL, Listener
 from remuda.models.pool_life import change_pool, close_pool
 from remuda.models.sizing import due_pools, store_state
 from remuda.models.states import PoolState, VmState
+from remuda.models.submit import owner_id
 from remuda.models.vm_life import move_vm
 from tests.integration.builders import (
     OWNER,
@@ -52,6 +53,36 @@ def _in(engine: Engine, work: Callable[[Connection], object]) -> Callable[[], No
             work(connection)
 
     return run
+
+
+@pytest.mark.parametrize("whose", [("pool",), ("owner",), ("pool", "owner")])
+def test_what_a_budget_stopped_is_woken_when_it_goes_on(
+    engine: Engine, listener: Listener, pool: int, whose: tuple[str, ...]
+) -> None:
+    with engine.begin() as connection:
+        owner = owner_id(connection, OWNER)
+    of = {
+        "pool_id": pool if "pool" in whose else None,
+        "owner_id": owner if "owner" in whose else None,
+    }
+
+    def put(connection: Connection, stop: float) -> None:
+        budgets.put(connection, **of, period="total", warn=None, stop=stop)
+
+    def look(connection: Connection, *, reason: str | None) -> None:
+        _, [budget] = budgets.to_check(connection)
+        budgets.note(connection, budget, spent=1, level="stop", reason=reason, check_s=0)
+
+    # Looked at at once when it is set.
+    assert heard(listener, _in(engine, lambda c: put(c, 1))) == [(WAKE_CHANNEL, "budget")]
+    stops = [(WAKE_CHANNEL, "lease")]
+    assert heard(listener, _in(engine, lambda c: look(c, reason="used up"))) == stops
+    goes_on = {(WAKE_CHANNEL, kind) for kind in ("lease", "dispatch", "pool")}
+    heard(listener, _in(engine, lambda c: put(c, 2)))
+    assert set(heard(listener, _in(engine, lambda c: look(c, reason=None)))) == goes_on
+    heard(listener, _in(engine, lambda c: put(c, 1)))
+    heard(listener, _in(engine, lambda c: look(c, reason="used up")))
+    assert set(heard(listener, _in(engine, lambda c: budgets.remove(c, **of)))) == goes_on
 
 
 def test_submit_wakes_the_dispatcher_once(engine: Engine, listener: Listener, pool: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remuda.workers.budgets import level_of, stop_reason
+from remuda.workers.budgets import level_of, stop_reason, whose
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,10 @@ def test_levels(spent: float, warn: float | None, stop: float | None, level: str
 def test_reasons() -> None:
     said = stop_reason("owner alice", spent=10.5, stop=10, period="month")
     assert said == "the budget of owner alice is used up: 10.50 of 10.00 spent this month"
+    assert stop_reason("pool a", spent=1, stop=1, period="day").endswith("spent today")
+
+
+def test_whose_they_are() -> None:
+    assert whose(pool="cloud", owner=None) == "pool cloud"
+    assert whose(pool=None, owner="alice") == "owner alice"
+    assert whose(pool="cloud", owner="alice") == "owner alice in pool cloud"

@@ -89,6 +89,18 @@ def test_whose_budget_is_used_up_gets_or_gives_nothing() -> None:
     wide = wish(1, slots=2, reserves=True, pool_ids=(A,))
     found = decided([wide], [machine(1, slots=2, used_slots=1)], stopped_pools={A: "of pool a"})
     assert found.kept == {}
+    # Of an owner in a pool: it gets nothing there, others do.
+    there = {(1, A): "of alice in a"}
+    requests = [wish(1), wish(2, pool_ids=(A,)), wish(3, owner=2)]
+    found = decided(requests, vms, stopped_there=there)
+    assert granted(found) == {1: 2, 3: 1}
+    assert found.reasons == {2: "nothing is leased: of alice in a"}
+    assert found.idle == {2}
+    found = decided([wish(1)], vms, stopped_there=there, stopped_pools={B: "of pool b"})
+    assert found.reasons == {1: "nothing is leased: of alice in a; of pool b"}
+    # What stops it in one pool, and a limit in the other, leave it nothing to grow for.
+    limit = _limits(has={7}, pools={B: (1, 1)})
+    assert decided([wish(1)], vms, stopped_there=there, **limit).idle == {1}
 
 
 def _team(most: int, has: set[int], /, **own: Any) -> dict[str, Any]:

@@ -264,3 +264,10 @@ def test_jobs_with_needs_are_placed_fast_among_machines_that_all_differ() -> Non
         assert len(place(snapshot(waiting, vms), NOW)) == 1000
         times.append(process_time() - begin)
     assert min(times) < 0.5
+
+
+def test_who_is_stopped_in_a_pool_goes_to_the_next() -> None:
+    jobs = [job(1, pool_ids=(1, 2)), job(2, pool_ids=(1, 2), owner_id=2), job(3)]
+    vms = [vm(1), vm(2, pool_id=2)]
+    stopped = replace(snapshot(jobs, vms), stopped=frozenset({(1, 1)}))
+    assert where(place(stopped, NOW)) == {1: 2, 2: 1}
