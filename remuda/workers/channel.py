@@ -100,7 +100,7 @@ class Channel:
         `on_push` gets every message nobody asked for, in order; `on_close` is called once, last.
         """
         self.name = name
-        self.hello: dict[str, Any] = {}  # what the runner said of itself; set by Backend.connect
+        self.hello: dict[str, Any] = {}  # what the runner said of itself; see `greet`
         self._transport, self._on_push, self._on_close = transport, on_push, on_close
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -121,6 +121,17 @@ class Channel:
     def closed(self) -> bool:
         """Whether nothing can be sent any more."""
         return self._closed
+
+    def greet(self, *, watch: bool, since: int, timeout_s: float) -> None:
+        """Have the runner say what it is, into `hello`; see `Backend.connect`.
+
+        Hangs up, and raises what `request` does, if it does not answer or refuses.
+        """
+        try:
+            self.hello = self.request("hello", timeout_s=timeout_s, watch=watch, since=since)
+        except (BackendError, VmUnreachable):
+            self.close()
+            raise
 
     def request(self, do: str, *, timeout_s: float = 10.0, **fields: Any) -> dict[str, Any]:
         """Ask the runner and return its answer.

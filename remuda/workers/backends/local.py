@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from remuda.errors import BackendError, DataStagingError, RemudaError, VmUnreachable
+from remuda.errors import DataStagingError, RemudaError, VmUnreachable
 from remuda.files import copy_file, sha256_of
 from remuda.stores import one_batch, pull
 from remuda.workers.backends.base import (
@@ -90,11 +90,7 @@ class LocalBackend(Backend):
             what = "its runner does not answer" if self._home(vm).is_dir() else "it is gone"
             raise VmUnreachable(f"cannot reach VM {vm.name}: {what}") from error
         channel = Channel(sock, f"VM {vm.name}", on_push=on_push, on_close=on_close)
-        try:
-            channel.hello = channel.request("hello", timeout_s=timeout_s, watch=watch, since=since)
-        except (BackendError, VmUnreachable):
-            channel.close()
-            raise
+        channel.greet(watch=watch, since=since, timeout_s=timeout_s)
         return channel
 
     def revive(self, vm: VmAddress, *, timeout_s: float = 30.0) -> None:

@@ -78,13 +78,9 @@ class SshBackend(Backend):
             raise _refused(vm, error) from error
         channel = Channel(sock, f"VM {vm.name}", on_push=on_push, on_close=on_close)
         try:
-            channel.hello = channel.request("hello", timeout_s=timeout_s, watch=watch, since=since)
+            channel.greet(watch=watch, since=since, timeout_s=timeout_s)
         except VmUnreachable as error:
-            channel.close()
             raise VmUnreachable(f"cannot reach VM {vm.name}: its runner does not answer") from error
-        except BackendError:
-            channel.close()
-            raise
         return channel
 
     def install(self, vm: VmAddress, arguments: Sequence[str], *, timeout_s: float = 60.0) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from remuda.errors import BackendError, MaximumCapacityReached, ResourceNotReady, VmUnreachable
+from remuda.errors import MaximumCapacityReached, ResourceNotReady
 from remuda.workers.backends.base import Backend, InputFile, StartJob, VmAddress
 from remuda.workers.backends.noop.world import world
 from remuda.workers.channel import Channel
@@ -36,11 +36,7 @@ class NoopBackend(Backend):
         """Connect to the simulated runner by a pair of sockets."""
         sock = world().connect(_id(vm), name=vm.name)
         channel = Channel(sock, f"VM {vm.name}", on_push=on_push, on_close=on_close)
-        try:
-            channel.hello = channel.request("hello", timeout_s=timeout_s, watch=watch, since=since)
-        except (BackendError, VmUnreachable):
-            channel.close()
-            raise
+        channel.greet(watch=watch, since=since, timeout_s=timeout_s)
         return channel
 
     def revive(self, vm: VmAddress, *, timeout_s: float = 30.0) -> None:
