@@ -13,7 +13,9 @@ import pytest
 from tests.slurmd import Slurm, free_ports, new_folder, running
 
 _DEADLINE_S = 30.0
-_SHARE = Path("/usr/share/mysql")
+# Where MariaDB has the definitions of its own tables, whose names begin as the folder's: Debian 13's, 12's.
+_SHARES = (Path("/usr/share/mariadb"), Path("/usr/share/mysql"))
+_SHARE = next((folder for folder in _SHARES if folder.is_dir()), _SHARES[0])
 _QUICK = ("--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0", "--sync-binlog=0")
 
 
@@ -56,7 +58,8 @@ class AccountedSlurm(Slurm):
         )
         conf.chmod(0o600)
         tables = "".join(
-            (_SHARE / f"mysql_system_tables{part}.sql").read_text() for part in ("", "_data")
+            (_SHARE / f"{_SHARE.name}_system_tables{part}.sql").read_text()
+            for part in ("", "_data")
         )
         subprocess.run(
             [*self.command("mariadbd")[:5], *self._database(), "--bootstrap"],
