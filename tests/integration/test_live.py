@@ -99,7 +99,7 @@ def best_s(what: Callable[[], object], times: int = 5) -> float:
 def test_looking_into_a_running_job(system: System, run: Callable[..., Job]) -> None:
     """Any file, any offset, both streams, within a second; the files listed."""
     job = run(
-        "echo out; echo err >&2; mkdir d; seq 1 100000 > d/numbers; echo x > stdout; sleep 60"
+        "echo out; echo err >&2; mkdir d; seq 1 100000 > d/numbers; echo x > stdout; sleep 600"
     )
     whole = "".join(f"{i}\n" for i in range(1, 100_001)).encode()
     eventually("it wrote", lambda: job.peek("stdout") and job.files()[-1].size == 2)
@@ -306,7 +306,7 @@ def test_suspend_and_resume(system: System, client: Client, run: Callable[..., J
 
 def test_waiting_jobs_are_held(client: Client, pool: Pool, run: Callable[..., Job]) -> None:
     """Those that wait in the queue, or on a VM behind another; resumed they run."""
-    first = run("sleep 30", cores=4)
+    first = run("sleep 300", cores=4)
     behind = client.submit_array(JobSpec(["true"]), 6, pool=pool)
     client.suspend(behind)
     first.cancel()
@@ -357,7 +357,7 @@ def test_extending_the_walltime(
     assert (job.wait(20).reason, job.info()["walltime_s"]) == ("OK", 60.0)
     with pytest.raises(Refused, match="TERMINATED"):
         job.extend_walltime(100)
-    endless = run("sleep 30")
+    endless = run("sleep 300")
     with pytest.raises(Refused, match="no limit"):
         endless.extend_walltime(100)
 
@@ -367,8 +367,8 @@ def test_every_attempts_logs_stay(client: Client, pool: Pool, run: Callable[...,
     long = "seq 1 30000"
     whole = "".join(f"{i}\n" for i in range(1, 30_001)).encode()
     job = client.submit(JobSpec(["sh", "-c", f"{long}; exit 1"], retries=1), pool=pool)
-    late = client.submit(JobSpec(["sh", "-c", f"{long}; sleep 30"], walltime_s=3), pool=pool)
-    cancelled = run(f"{long}; sleep 30")
+    late = client.submit(JobSpec(["sh", "-c", f"{long}; sleep 300"], walltime_s=3), pool=pool)
+    cancelled = run(f"{long}; sleep 300")
     eventually("it wrote", lambda: len(cancelled.peek("stdout")) == len(whole))
     cancelled.cancel()
     client.wait([job, late, cancelled], timeout_s=30)
@@ -382,7 +382,7 @@ def test_every_attempts_logs_stay(client: Client, pool: Pool, run: Callable[...,
 
 def test_a_shell_beside_a_job(system: System, run: Callable[..., Job]) -> None:
     """A command's exit code and bytes; an interactive one on a terminal; the job's environment."""
-    job = run("echo here > file; sleep 60", environment={"COLOUR": "blue"})
+    job = run("echo here > file; sleep 600", environment={"COLOUR": "blue"})
     eventually("it wrote", lambda: [f.name for f in job.files()] == ["file"])
     line = [sys.executable, "-m", "remuda", "job", "shell", str(job.id)]
     asked = 'cat file -; echo "$COLOUR $REMUDA_JOB_ID"; exit 7'

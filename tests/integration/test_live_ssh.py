@@ -33,7 +33,7 @@ def job(system: System, sshd: Sshd) -> Iterator[Job]:
     with system.client() as client:
         settings = {"hosts": [sshd.entry(cores=1)]}
         client.create_pool("lab", provider="static", settings=settings).submit()
-        spec = JobSpec(["sh", "-c", "echo here > file; sleep 60"], environment={"COLOUR": "blue"})
+        spec = JobSpec(["sh", "-c", "echo here > file; sleep 600"], environment={"COLOUR": "blue"})
         made = client.submit(spec, pool="lab")
         eventually("it runs", lambda: made.refresh().state == "RUNNING")
         eventually("it wrote", lambda: [f.name for f in made.files()] == ["file"])
