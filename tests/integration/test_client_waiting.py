@@ -105,6 +105,7 @@ def test_ends_come_in_their_order(bench: Workbench) -> None:
         assert again == order
 
 
+@pytest.mark.usefixtures("pushed_only")
 def test_rows_are_read_many_at_a_time_and_results_cost_no_query(bench: Workbench) -> None:
     bench.pool(slots_per_vm=1000)
     with bench.client() as client:
