@@ -1,12 +1,12 @@
 """The work that waits for a pool's VMs, by shape: what sizing grows for.
 
 A job that several pools may take is the demand of one of them: the first, in its order, that is open,
-could ever take it, and can grow now; if none can grow, the first that could ever take it.
+could ever take it, and can grow now, for its owner, too; if none can, the first that could ever take it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from remuda.models.array_limits import array_rooms
 from remuda.models.base import sql_list
 from remuda.models.budgets import STOP
 from remuda.models.database import rows
+from remuda.models.jobs import READY
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.waiting_shapes import Look, waiting_shapes
 from remuda.owned_vms import OwnedVms, Party
@@ -94,6 +95,12 @@ _WISHES = """
     GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY p.id, min(q.id)
 """
 
+# Where limits matter beside those of the pools that are looked at: jobs wait that may go there, too.
+_OTHERS = f"""
+    SELECT id FROM pools WHERE state IN ({sql_list((*OPEN_POOL, PoolState.FAILURE))})
+      AND (SELECT EXISTS (SELECT FROM jobs j WHERE {READY} AND j.pool_ids IS NOT NULL))
+"""
+
 _LIMITS = f"""
     SELECT p.id, p.provider, p.slots_per_vm, p.memory_bytes_per_vm, p.gpus_per_vm,
            p.budget_stop IS NULL AND p.state IN ({sql_list((*OPEN_POOL, PoolState.FAILURE))}) AS open,
@@ -160,7 +167,17 @@ def demands_of(
     for owner, pool_id in budgets.stopped(connection):
         there.setdefault(owner, set()).add(pool_id)
     quota = quotas.rooms(connection)
-    owned = vm_quotas.rooms(connection, ids)
+    wishes: dict[int, list[Mapping[str, Any]]] = {key: [] for key in ids}
+    slots = [known[key].slots for key in ids]
+    for row in rows(connection, _WISHES, pools=ids, slots=slots, stopped=stopped):
+        wishes[row["pool_id"]].append(row)
+    of_several = [row for some in wishes.values() for row in some if len(row["pool_ids"]) > 1]
+    wide = {row["id"] for row in rows(connection, _OTHERS)}.union(
+        ids, *(row["pool_ids"] for row in of_several)
+    )
+    owned = vm_quotas.rooms(
+        connection, sorted(wide), besides={row["owner_id"] for row in of_several}
+    )
     found = waiting_shapes(
         connection,
         [_look(pool, known[pool["id"]]) for pool in pools],
@@ -168,15 +185,24 @@ def demands_of(
         limited=limited,
         stopped=stopped,
     )
-    wishes: dict[int, list[Mapping[str, Any]]] = {key: [] for key in ids}
-    slots = [known[key].slots for key in ids]
-    for row in rows(connection, _WISHES, pools=ids, slots=slots, stopped=stopped):
-        wishes[row["pool_id"]].append(row)
     seen = [row for some in (found, wishes) for each in some.values() for row in each]
     others = {key for row in seen for key in row["pool_ids"] or ()} - known.keys()
     known |= limits_of(connection, sorted(others)) if others else {}
     for at_limit in known.keys() & set(full):
         known[at_limit] = replace(known[at_limit], can_grow=False)
+
+    def at_limit_for(row: Mapping[str, Any], cores: int) -> set[int]:
+        """Return the pools in which limits leave its owner too few slots, or no VM more."""
+        owner = row["owner_id"]
+        if owner is None or row["pool_ids"] is None:
+            return set()
+        left = {pool_id: quota.of(owner, pool_id) for pool_id in row["pool_ids"]}
+        return {
+            pool_id
+            for pool_id, slots in left.items()
+            if owned.more(owner, pool_id) == 0 or (slots is not None and slots < cores)
+        }
+
     return {
         # What limits leave, each pool might have.
         key: _demand(
@@ -188,6 +214,7 @@ def demands_of(
             quota=replace(quota, left=dict(quota.left)),
             owned=owned,
             stopped=there,
+            at_limit_for=at_limit_for,
         )
         for key, pool in zip(ids, pools, strict=True)
     }
@@ -219,6 +246,7 @@ def _demand(
     quota: quotas.QuotaRoom,
     owned: OwnedVms,
     stopped: Mapping[int, Collection[int]],
+    at_limit_for: Callable[[Mapping[str, Any], int], Collection[int]],
 ) -> tuple[int, list[Shape]]:
     mine = limits[pool["id"]]
     by_owner = pool["isolation"] != "shared"
@@ -227,8 +255,8 @@ def _demand(
     new: dict[Party, int] = {}  # slots of the VMs that limits still let owners and groups have
     for row in found:
         wanted = {name: row[name] for name in _FIELDS}
-        without = stopped.get(row["owner_id"], ())
-        is_here = _is_here(mine, row["pool_ids"], limits, wanted, without=without)
+        without, full = stopped.get(row["owner_id"], ()), at_limit_for(row, row["cores"])
+        is_here = _is_here(mine, row["pool_ids"], limits, wanted, without=without, full=full)
         count = row["count"] if is_here else 0
         if row["array_id"] is not None:
             count = max(0, min(count, array_room[row["array_id"]]))
@@ -246,8 +274,8 @@ def _demand(
             shapes.append(Shape(count=count, **wanted, **whose))
     for row in wishes:
         wanted = {**dict.fromkeys(_FIELDS), "cores": row["least"], "memory_bytes": 0, "gpus": 0}
-        without = stopped.get(row["owner_id"], ())
-        if _is_here(mine, row["pool_ids"], limits, wanted, without=without):
+        without, full = stopped.get(row["owner_id"], ()), at_limit_for(row, 0)
+        if _is_here(mine, row["pool_ids"], limits, wanted, without=without, full=full):
             slots += row["count"] * row["cores"]
             whose = {"owner_id": row["owner_id"], "sandbox": row["sandbox"]}
             shapes.append(Shape(count=row["count"], cores=row["cores"], **whose))
@@ -264,8 +292,12 @@ def _is_here(
     wanted: Mapping[str, Any],
     *,
     without: Collection[int],
+    full: Collection[int],
 ) -> bool:
-    """Return whether such a job, which may go to no pool of `without`, is demand of `mine`."""
+    """Return whether such a job is demand of `mine`.
+
+    It may go to no pool of `without`, and its owner may have no more in those that are `full`.
+    """
     able = [
         limits[i]
         for i in pool_ids or (mine.id,)
@@ -274,5 +306,6 @@ def _is_here(
         and (limits[i].open or i == mine.id)
         and limits[i].could_take(**wanted)
     ]
-    chosen = next((pool for pool in able if pool.can_grow), able[0] if able else None)
+    growing = (pool for pool in able if pool.can_grow and pool.id not in full)
+    chosen = next(growing, able[0] if able else None)
     return chosen is mine

@@ -138,10 +138,12 @@ def late(
     }
 
 
-def rooms(connection: Connection, pool_ids: Sequence[int]) -> OwnedVms:
-    """Return what their limits leave just now to owners whose jobs wait in the pools."""
-    waiting = [row["id"] for row in rows(connection, _WAITING, pools=list(pool_ids))]
-    return of(connection, waiting, pool_ids)
+def rooms(
+    connection: Connection, pool_ids: Sequence[int], *, besides: Collection[int] = ()
+) -> OwnedVms:
+    """Return what limits leave just now to owners whose jobs wait in the pools, and to those `besides`."""
+    waiting = {row["id"] for row in rows(connection, _WAITING, pools=list(pool_ids))}
+    return of(connection, sorted(waiting.union(besides)), pool_ids)
 
 
 def of(connection: Connection, owners: Sequence[int], pool_ids: Sequence[int]) -> OwnedVms:

@@ -103,6 +103,48 @@ def test_a_limit_that_is_reached_makes_no_pool_grow(engine: Engine) -> None:
         assert slots == 0
 
 
+@pytest.mark.parametrize(
+    "limit", [("ann", {"max_vms": 1}), ("team", {"max_vms": 1}), ("ann", {"max_slots": 2})]
+)
+def test_at_a_limit_in_one_pool_another_one_of_the_jobs_grows(
+    engine: Engine, limit: tuple[str, dict[str, int]]
+) -> None:
+    with engine.begin() as connection:
+        a, b = (
+            make_pool(connection, name, slots_per_vm=2, instance_count=9) for name in ("a", "b")
+        )
+        make_vms(connection, a)
+        make_jobs(connection, a, 2, owner="ann")
+        owners.change(connection, "ann", {"group": "team"})
+        owners.change(connection, limit[0], limit[1], pool_id=a)
+        assert len(place(connection)) == 2
+        for owner in ("ann", "bob"):
+            for job in make_jobs(connection, a, 3, owner=owner):
+                connection.execute(
+                    text("UPDATE jobs SET pool_ids = :pools WHERE id = :id"),
+                    {"id": job, "pools": [a, b]},
+                )
+        for wanted in ([a, b], [a], [b]):  # whichever are looked at
+            found = demand.demands_of(connection, [row(connection, "pools", i) for i in wanted])
+            assert {i: slots for i, (slots, _) in found.items()} == dict.fromkeys(wanted, 3)
+
+
+def test_at_a_limit_in_one_pool_another_one_of_a_lease_grows(engine: Engine) -> None:
+    with engine.begin() as connection:
+        a, b = (
+            make_pool(connection, name, slots_per_vm=1, instance_count=9) for name in ("a", "b")
+        )
+        make_vms(connection, a, 2)
+        owners.change(connection, "ann", {"group": "team"})
+        owners.change(connection, "team", {"max_vms": 1}, pool_id=a)
+    for _ in range(2):
+        wanted = Wanted(pool_ids=(a, b), owner="ann")
+        transact(engine, lambda c, w=wanted: lease_requests.request(c, w, wait_s=60))  # type: ignore[misc]
+    with engine.begin() as connection:
+        pools = [row(connection, "pools", i) for i in (a, b)]
+        assert [slots for slots, _ in demand.demands_of(connection, pools).values()] == [0, 1]
+
+
 def test_jobs_that_came_after_the_locks_are_for_the_next(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
