@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -207,7 +209,7 @@ def vms_of_group(connection: Connection, group: str) -> dict[str, set[int]]:
 
 @pytest.mark.parametrize("isolation", ["shared", "owner"])
 def test_what_members_share_is_exact_in_a_crowd(engine: Engine, isolation: str) -> None:
-    """Four dispatchers and four who lease, for the members of a group, one with a limit of its own."""
+    """Two dispatchers of each pool and four who lease, for the members of a group."""
     with engine.begin() as connection:
         a, b = (
             make_pool(connection, name, slots_per_vm=2, isolation=isolation) for name in ("a", "b")
@@ -227,11 +229,12 @@ def test_what_members_share_is_exact_in_a_crowd(engine: Engine, isolation: str) 
             wanted = Wanted(pool_ids=(a, b), owner=owner)
             transact(engine, lambda c, w=wanted: lease_requests.request(c, w))  # type: ignore[misc]
 
-    def jobs() -> None:
+    def jobs(pool: int) -> None:
         for _ in range(3):
-            transact(engine, place)
+            transact(engine, lambda c: place(c, pools=[pool]))
 
-    together(*[jobs, lease] * 4)
+    crowd: list[Callable[[], None]] = [partial(jobs, a), partial(jobs, b), lease, lease]
+    together(*crowd * 2)
     transact(engine, place)
     with engine.begin() as connection:  # and what they let it have it gets, sooner or later
         found = vms_of_group(connection, "team")
