@@ -166,9 +166,10 @@ def look_closer(watched: System, client: Client, flower: Flower, pool: Pool) -> 
     assert f"job {late.id} had ended" in control(watched, "revoke", str(late.id))
     assert "no such job" in control(watched, "revoke", task_id(999_999))
 
-    shown = flower.workers()["sim-1@sim"]
-    assert shown["processed"] >= 5
-    assert shown["sw_ident"] == "remuda"
+    eventually(  # told with the VM's next heartbeat
+        "all five are counted", lambda: flower.workers()["sim-1@sim"]["processed"] >= 5
+    )
+    assert flower.workers()["sim-1@sim"]["sw_ident"] == "remuda"
     pool.close(now=True)
     eventually(
         "the VM is offline",
