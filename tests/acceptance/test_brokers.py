@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +31,9 @@ def test_jobs_with_files_on_an_elastic_pool(system: System, tmp_path: Path) -> N
         )
         pool.setup_elastic(maximum_total_slots=4, minimum_idle_time_seconds=1, resize_period=1)
         pool.submit()
+        python = shlex.quote(sys.executable)
         spec = JobSpec(
-            ["sh", "-c", f"mkdir -p out && exec {sys.executable} double.py {{index}}"],
+            ["sh", "-c", f"mkdir -p out && exec {python} double.py {{index}}"],
             inputs=[(str(script), "double.py"), (str(tmp_path / "in.txt"), "in.txt")],
             outputs=["out/result.txt"],
             output_dir=tmp_path / "results" / "{index}",
