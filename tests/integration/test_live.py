@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -20,6 +18,7 @@ from remuda import BadInput, Client, JobSpec, OutputNotAvailable, Refused
 from remuda.cli.app import root
 from remuda.client import Job, Pool
 from tests.database import fresh_database
+from tests.integration.looks import account, best_s, in_time
 from tests.integration.terminal import on_terminal
 from tests.invariants import broken
 from tests.system import System, eventually, running_system
@@ -74,26 +73,6 @@ def run(client: Client, pool: Pool) -> Iterator[Callable[..., Job]]:
 
 def remuda(system: System, *words: str) -> Result:
     return CliRunner(env=system.environment).invoke(root, list(words), prog_name="remuda")
-
-
-def in_time(start: Callable[[], Job], what: Callable[[Job], object]) -> Job:
-    """Do something to a job before its short walltime is over; on a busy machine to another one."""
-    for _ in range(10):
-        job = start()
-        with contextlib.suppress(Refused):
-            what(job)
-            return job
-    raise AssertionError("it was never in time")
-
-
-def best_s(what: Callable[[], object], times: int = 5) -> float:
-    """Return what it takes when nothing else on this machine holds it up."""
-    took = []
-    for _ in range(times):
-        began = time.monotonic()
-        what()
-        took.append(time.monotonic() - began)
-    return min(took)
 
 
 def test_looking_into_a_running_job(system: System, run: Callable[..., Job]) -> None:
@@ -231,17 +210,6 @@ def test_fresh_output_is_exact_past_the_limit(run: Callable[..., Job], tmp_path:
     assert [len(missing) for missing in gaps] == [0, 1, 0, 1]
     assert job.fresh_stdout() == b""
     assert b"".join(data for _, data in job.follow()) == job.stdout
-
-
-def account(whole: bytes, at: int, told: bytes) -> tuple[int, list[int]]:
-    """Find what was told in what was written, from a byte on; return where it ends, and the gaps."""
-    gaps = []
-    pieces = re.split(rb"\n\[remuda: (\d+) bytes were cut out here\]\n", told)
-    for piece, gap in zip(pieces[::2], [*map(int, pieces[1::2]), 0], strict=True):
-        assert whole[at : at + len(piece)] == piece
-        at += len(piece) + gap
-        gaps += [gap] if gap else []
-    return at, gaps
 
 
 def test_followed_output_is_exact_past_the_limit(client: Client, pool: Pool) -> None:
