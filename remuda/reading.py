@@ -220,8 +220,19 @@ class SftpSource:
         state = system.ftp.stat(path)
         self._system, self._at, self._size = system, at, int(state.st_size)
         self._file = system.ftp.open(path, "rb")
+        self._file._start_prefetch = self._ask
         self._data = memoryview(b"")
         self.mark = (state.st_size, state.st_mtime)
+
+    def _ask(self, chunks: list[tuple[int, int]], _: int | None = None) -> None:
+        """Ask for all of a window before the first answer is read.
+
+        paramiko asks in a thread of its own, and takes a window for complete when each part that
+        was asked for *so far* is there: the others are then asked for once more, and what comes
+        of the first asking stays in memory (paramiko's pull request 2519).
+        """
+        self._file._prefetching, self._file._prefetch_done = True, not chunks
+        self._file._prefetch_thread(chunks, None)
 
     def read(self, size: int) -> bytes:
         """Return some bytes."""

@@ -314,9 +314,6 @@ def _sftp() -> Any:
             file.connection = self  # which lives as long as the file
             return file
 
-        def get_file(self, rpath: str, lpath: str, **_: Any) -> None:
-            self.ftp.get(self._strip_protocol(rpath), lpath)
-
         def __del__(self) -> None:
             client = getattr(self, "client", None)
             if client is not None:

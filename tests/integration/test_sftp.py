@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from typing import Any
 
+import paramiko
 import pytest
+from paramiko.sftp import CMD_READ
 
 from remuda import reading, stores
 from remuda.errors import DataStagingError, OutputNotAvailable
@@ -98,3 +102,26 @@ def test_a_broken_line_is_gone_on_with(
         assert (tmp_path / "back").read_bytes() == data
         assert cutting.cuts == 2
         assert cutting.down < len(data) + (6 << 20)
+
+
+def test_nothing_is_asked_for_twice(
+    url: str, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the answers come faster than the questions are put."""
+    asked: list[tuple[int, int]] = []
+    original = paramiko.SFTPClient._async_request
+
+    def slowly(self: Any, file: Any, kind: int, *rest: Any) -> Any:
+        number = original(self, file, kind, *rest)
+        if kind == CMD_READ:
+            asked.append((int(rest[1]), rest[2]))
+            time.sleep(0.002)
+        return number
+
+    monkeypatch.setattr(paramiko.SFTPClient, "_async_request", slowly)
+    data = os.urandom(10 << 20)
+    (sshd.home / "x").write_bytes(data)
+    stores.pull(f"{url}/x", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+    assert len(set(asked)) == len(asked)
+    assert sum(size for _, size in asked) == len(data)

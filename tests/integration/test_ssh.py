@@ -69,12 +69,15 @@ class Vm:
     def heard(self, channel: Channel, message: dict[str, Any]) -> None:
         self.entries.update({entry["n"]: entry for entry in message.get("entries", ())})
 
-    def exit(self, attempt: int) -> dict[str, Any]:
-        def found() -> list[dict[str, Any]]:
-            every = list(self.entries.values())
-            return [e for e in every if e["t"] == "exit" and e["a"] == attempt]
+    def told(self, kind: str, *attempts: int) -> list[dict[str, Any]]:
+        """Return what was told of a kind so far, of these attempts or all, while more comes in."""
+        every = list(self.entries.values())
+        return [e for e in every if e["t"] == kind and (e["a"] in attempts or not attempts)]
 
-        entry: dict[str, Any] = wait_until(found, f"attempt {attempt} ends")[0]
+    def exit(self, attempt: int) -> dict[str, Any]:
+        entry: dict[str, Any] = wait_until(
+            lambda: self.told("exit", attempt), f"attempt {attempt} ends"
+        )[0]
         return entry
 
     def run(self, channel: Channel, attempt: int, *command: str, **more: Any) -> dict[str, Any]:
@@ -220,7 +223,7 @@ class TestLinesThatBreak:
         script = f"echo before; until [ -e {gate} ]; do sleep 0.02; done; echo after"
         job = StartJob(1, 1, 1, ("sh", "-c", script))
         vm.backend.submit_jobs(channel, vm.vm, [job], floor=1)
-        wait_until(lambda: any(e["t"] == "start" for e in vm.entries.values()), "it started")
+        wait_until(lambda: vm.told("start"), "it started")
         sshd.kill()
         assert vm.closed.wait(20)
         with pytest.raises(VmUnreachable):

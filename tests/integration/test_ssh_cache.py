@@ -60,11 +60,8 @@ def test_a_thousand_jobs_with_one_input(sshd: Sshd, tmp_path: Path, sent: list[s
     with ThreadPoolExecutor(4) as pool:
         parts = [jobs[i::4] for i in range(4)]
         list(pool.map(lambda part: vm.backend.submit_jobs(channel, vm.vm, part, floor=1), parts))
-    ends = wait_until(
-        lambda: [e["why"] for e in vm.entries.values() if e["t"] == "exit"][999:] and vm.entries,
-        "all end",
-    )
-    assert {e["why"] for e in ends.values() if e["t"] == "exit"} == {"OK"}
+    wait_until(lambda: len(vm.told("exit")) >= 1000, "all end")
+    assert {e["why"] for e in vm.told("exit")} == {"OK"}
     assert sent == [file.sha256]
     channel.close()
     vm.end()
