@@ -27,8 +27,9 @@ from remuda.models.jobs import READY
 from remuda.models.quotas import QuotaRoom
 from remuda.models.rooms import VmRoom
 from remuda.models.states import OPEN_POOL
-from remuda.models.waiting import WaitingJob, WaitingJobs
+from remuda.models.waiting import WaitingJobs
 from remuda.owned_vms import OwnedVms
+from remuda.pending import PendingJob
 
 Release = tuple[float | None, int, int, int]
 
@@ -47,7 +48,7 @@ class Snapshot:
     """
 
     now: datetime
-    jobs: tuple[WaitingJob, ...]
+    jobs: tuple[PendingJob, ...]
     vms: tuple[VmRoom, ...]
     array_room: Mapping[int, int] = field(default_factory=dict)
     quota: QuotaRoom = field(default_factory=QuotaRoom)
@@ -271,7 +272,7 @@ def apply_placements(
 
 
 def _bind(
-    connection: Connection, snapshot: Snapshot, placements: Sequence[tuple[WaitingJob, int]]
+    connection: Connection, snapshot: Snapshot, placements: Sequence[tuple[PendingJob, int]]
 ) -> None:
     """Note whom the VMs of isolating pools serve from now on; their rows are locked."""
     free = {vm.id for vm in snapshot.vms if vm.isolation != "shared" and vm.bound_owner_id is None}

@@ -11,7 +11,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -22,30 +21,9 @@ from remuda.models.array_limits import ArrayLimits
 from remuda.models.deadlines import end_overdue
 from remuda.models.quotas import QuotaRoom
 from remuda.models.rooms import Room, VmRoom, fits, rooms_of
-from remuda.models.shapes import JOBS_OF_ONE, JOBS_OF_SEVERAL, SEVERAL, SHAPES, Head
+from remuda.models.shapes import JOBS_OF_ONE, JOBS_OF_SEVERAL, SHAPES, Head
 from remuda.owned_vms import OwnedVms
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingJob:
-    """A job to place. `pool_ids` None: only `pool_id` may take it."""
-
-    id: int
-    pool_id: int
-    pool_ids: list[int] | None
-    owner_id: int
-    array_id: int | None
-    priority: int
-    displaced: bool
-    submitted_at: datetime
-    cores: int
-    memory_bytes: int
-    gpus: int
-    architecture: str | None
-    constraints: dict[str, Any] | None
-    sandbox: str
-    expected_wall_s: float | None
-    reserves: bool = False  # it fits no room there is, and has waited for long
+from remuda.pending import SEVERAL, PendingJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +34,7 @@ class Waiting:
     `skipped_ahead`: see `remuda.models.dispatch.Snapshot`.
     """
 
-    jobs: tuple[WaitingJob, ...] = ()
+    jobs: tuple[PendingJob, ...] = ()
     shares: FairShares = field(default_factory=FairShares)
     cut: frozenset[tuple[int, int]] = frozenset()
     array_room: Mapping[int, int] = field(default_factory=dict)
@@ -74,6 +52,11 @@ class _Turn:
     most: int
     all_it_may: bool  # no quota lets it have more
     shapes: Sequence[tuple[Head, bool]]  # whether free slots do, or just a queue
+
+    def first(self) -> PendingJob | None:
+        """Return the job, if it is to be one only and is known for certain already."""
+        head, free = min(self.shapes, key=lambda each: _order(each[0]))
+        return head.job() if self.most == 1 and free and head.is_sure else None
 
 
 class WaitingJobs:
@@ -129,7 +112,7 @@ class WaitingJobs:
         if not any(not room.whole for rooms in self._rooms.values() for room in rooms):
             return Waiting()
         found_heads = self._connection.execute(text(SHAPES), {"pools": sorted(self._rooms)})
-        heads = [Head(*row) for row in found_heads.all()]
+        heads = [Head._make(row) for row in found_heads]
         fits = [(head, free) for head in heads if (free := self._fits(head)) is not None]
         old = [head for head in heads if head.waited_s >= self._reserve_after_s]
         fitting = self._within_quotas(fits, old)
@@ -258,7 +241,7 @@ class WaitingJobs:
                 continue
             parts = allotments(most, shares, dict.fromkeys(of_owner)) if len(of_owner) > 1 else {}
             for owner, some in of_owner.items():
-                limit = most if not parts else min(most, parts[owner] + parts[owner] // 4 + 1)
+                limit = most if not parts else min(most, _enough(parts[owner], some))
                 left = self._quota.of(owner, source or None)
                 bound = limit if left is None else min(limit, left)
                 turns.append(_Turn(source, owner, bound, bound < limit, some))
@@ -266,22 +249,23 @@ class WaitingJobs:
 
     def _next_ones(
         self, turns: Sequence[_Turn]
-    ) -> tuple[dict[int, WaitingJob], frozenset[tuple[int, int]]]:
+    ) -> tuple[dict[int, PendingJob], frozenset[tuple[int, int]]]:
         full: set[int] = set()
-        found: dict[int, WaitingJob] = {}
-        pruned = True
+        found: dict[int, PendingJob] = {}
+        firsts = [(turn, turn.first()) for turn in turns]
+        known = [job for _, job in firsts if job is not None]
+        open_turns = [turn for turn, job in firsts if job is None]
         while True:
-            seen: list[WaitingJob] = []
+            seen = list(known)
             late: list[int] = []
             for several in (False, True):
                 for row in self._rows(
-                    [t for t in turns if (t.source == SEVERAL) is several], full, pruned=pruned
+                    [turn for turn in open_turns if (turn.source == SEVERAL) is several], full
                 ):
-                    seen.append(WaitingJob(*row[:-1]))
+                    seen.append(PendingJob(*row[:-1]))
                     if row[-1]:
                         late.append(row[0])
             if late and end_overdue(self._connection, late):
-                pruned = False
                 continue
             self._arrays.lock({job.array_id for job in seen if job.array_id is not None})
             room = self._arrays.room
@@ -301,9 +285,7 @@ class WaitingJobs:
                 return found, frozenset(ends - bound)
             full |= more  # those that may go are found; now for who stands behind the others
 
-    def _rows(
-        self, turns: Sequence[_Turn], full: Collection[int], *, pruned: bool
-    ) -> Sequence[Any]:
+    def _rows(self, turns: Sequence[_Turn], full: Collection[int]) -> Sequence[Any]:
         if not turns:
             return ()
         told = [
@@ -311,7 +293,7 @@ class WaitingJobs:
                 "pool_id": turn.source,
                 "owner_id": turn.owner_id,
                 "most": turn.most,
-                "shapes": _parts(turn, pruned=pruned),
+                "shapes": _parts(turn),
             }
             for turn in turns
         ]
@@ -325,8 +307,8 @@ class WaitingJobs:
         ).all()
 
     def _without_room(
-        self, old: Collection[Head], found: Mapping[int, WaitingJob]
-    ) -> list[WaitingJob]:
+        self, old: Collection[Head], found: Mapping[int, PendingJob]
+    ) -> list[PendingJob]:
         """Return those of the jobs, which have waited for long, that fit a VM that has nothing else."""
         wide = []
         self._arrays.lock({head.array_id for head in old if head.array_id is not None})
@@ -344,35 +326,41 @@ class WaitingJobs:
             if any(room.whole for room in rooms) and all(
                 room.whole or room.ahead for room in rooms
             ):
-                fields = {name: getattr(head, name) for name in _FIELDS}
-                wide.append(WaitingJob(**fields, reserves=True))
+                wide.append(head.job()._replace(reserves=True))
         return wide
 
 
-def _parts(turn: _Turn, *, pruned: bool) -> list[dict[str, Any]]:
+def _enough(part: int, shapes: Iterable[tuple[Head, bool]]) -> int:
+    """Return how many jobs to look at of an owner who is to have about so many.
+
+    With one more, where it is not known that there are more: who has none left is not waited for.
+    """
+    wanted = part + part // 4
+    sure = sum(free and head.is_sure for head, free in shapes)
+    return wanted if sure > wanted else wanted + 1
+
+
+def _parts(turn: _Turn) -> list[dict[str, Any]]:
     """Return how many jobs of each shape there may be among the next of all of a turn.
 
-    `pruned`: they are fewer by the first jobs of other shapes, which are known to go before.
+    They are fewer by the first jobs of other shapes, which are known to go before.
     """
     found: list[dict[str, Any]] = []
     before = 0
     for head, free in sorted(turn.shapes, key=lambda each: _order(each[0])):
         if before < turn.most:
             found.append({"shape": head.shape, "most": turn.most - before, "free": free})
-        before += pruned and free and head.is_sure
+        before += free and head.is_sure
     return found
 
 
-_FIELDS = tuple(name for name in WaitingJob.__slots__ if name != "reserves")
-
-
-def _order(job: WaitingJob | Head) -> tuple[int, bool, int]:
+def _order(job: PendingJob | Head) -> tuple[int, bool, int]:
     return -job.priority, not job.displaced, job.id
 
 
-def _ends(seen: Iterable[WaitingJob], turns: Iterable[_Turn]) -> set[tuple[int, int]]:
+def _ends(seen: Iterable[PendingJob], turns: Iterable[_Turn]) -> set[tuple[int, int]]:
     """Return the (pool, owner) of which as many jobs were seen as were to be: there may be more."""
-    counts = Counter((SEVERAL if job.pool_ids else job.pool_id, job.owner_id) for job in seen)
+    counts = Counter(job.source for job in seen)
     return {
         (turn.source, turn.owner_id)
         for turn in turns

@@ -153,27 +153,7 @@ def for_placement(
 ) -> placement.PlacementSnapshot:
     """Return a snapshot as the decider sees it."""
     return placement.PlacementSnapshot(
-        jobs=tuple(
-            placement.PendingJob(
-                id=job.id,
-                pool_id=job.pool_id,
-                owner_id=job.owner_id,
-                priority=job.priority,
-                submitted_at=job.submitted_at,
-                cores=job.cores,
-                memory_bytes=job.memory_bytes,
-                expected_wall_s=job.expected_wall_s,
-                gpus=job.gpus,
-                architecture=job.architecture,
-                constraints=job.constraints,
-                sandbox=job.sandbox,
-                array_id=job.array_id,
-                pool_ids=job.pool_ids or (),
-                displaced=job.displaced,
-                reserves=job.reserves,
-            )
-            for job in snapshot.jobs
-        ),
+        jobs=snapshot.jobs,
         vms=tuple(
             placement.VmCapacity(
                 id=vm.id,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from remuda.workers.placement import PendingJob
+    from remuda.pending import PendingJob
 
 QuotaKey = tuple[int, int | None]  # (owner or group, pool; None: all of them)
 

@@ -9,16 +9,17 @@ docs/fairness.md for whose turn it is.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from remuda.constraints import Hardware
 from remuda.fairness import UNKNOWN_WALL_S, FairShares, Ledger, in_fair_order
 from remuda.owned_vms import OwnedVms
+from remuda.pending import PendingJob
 from remuda.workers.allowances import Allowances, QuotaKey
+from remuda.workers.cuts import Cuts
 from remuda.workers.reserving import Release
 from remuda.workers.rooms import OWNER, SHARED, SINGLE_USE, PoolRooms, binding
 
@@ -35,33 +36,7 @@ __all__ = [
     "place",
 ]
 
-SEVERAL = 0  # in place of a pool: of the jobs that may go to more than one
 _UNKNOWN = Hardware()
-
-
-@dataclass(frozen=True, slots=True)
-class PendingJob:
-    """A waiting job. `memory_bytes` 0: none asked; `expected_wall_s` None: not known yet.
-
-    `pool_ids`: all pools it may go to, in order of preference; none: just `pool_id`.
-    """
-
-    id: int
-    pool_id: int
-    owner_id: int
-    priority: int
-    submitted_at: datetime
-    cores: int
-    memory_bytes: int
-    expected_wall_s: float | None
-    gpus: int = 0
-    architecture: str | None = None
-    constraints: Mapping[str, Any] | None = None
-    sandbox: str = ""
-    array_id: int | None = None
-    pool_ids: Sequence[int] = ()
-    displaced: bool = False  # its VM was taken away: first of its priority
-    reserves: bool = False  # it fits no room there is, and waited for long: a VM is kept for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +123,11 @@ def place(snapshot: PlacementSnapshot, now: datetime) -> list[Placement]:
         snapshot.array_room, snapshot.quota_room, snapshot.group_of, snapshot.stopped
     )
     owned = snapshot.owned.copy()
-    ends = _Ends(snapshot)
+    cuts = Cuts(snapshot.jobs, snapshot.cut, ledger)
     placements = []
     for job in in_fair_order(snapshot.jobs, ledger):
-        open_to_it = ends.still_open([p for p in allowances.pools(job) if p in pools])
+        cuts.turn(job)
+        open_to_it = cuts.still_open([p for p in allowances.pools(job) if p in pools])
         if job.reserves:
             any(pools[pool].reserve(job, owned.only(job.owner_id, pool)) for pool in open_to_it)
             continue
@@ -163,50 +139,10 @@ def place(snapshot: PlacementSnapshot, now: datetime) -> list[Placement]:
             owned.take(job.owner_id, pool_id, placement.vm_id)
             wall_s = UNKNOWN_WALL_S if job.expected_wall_s is None else job.expected_wall_s
             ledger.charge(job.owner_id, job.cores * wall_s)
-            ends.served(pool_id)
-        ends.seen(job)
+            cuts.seen(job, pool_id)
+        else:
+            cuts.seen(job, None)
     return placements
-
-
-class _Ends:
-    """Where the jobs of a snapshot run out, so that the rest is for another."""
-
-    def __init__(self, snapshot: PlacementSnapshot) -> None:
-        self._cut = snapshot.cut
-        self._left = (
-            Counter(_source(job) for job in snapshot.jobs if not job.reserves)
-            if snapshot.cut
-            else Counter()
-        )
-        self._served: set[int] = set()
-        self._over: set[int] = set()
-        self._all_over = False
-
-    def served(self, pool_id: int) -> None:
-        """Note that something was placed in the pool."""
-        self._served.add(pool_id)
-
-    def seen(self, job: PendingJob) -> None:
-        """Note that it was this job's turn."""
-        if not self._cut:
-            return
-        source = _source(job)
-        self._left[source] -= 1
-        if source in self._cut and not self._left[source]:
-            if source[0] == SEVERAL:
-                self._all_over = bool(self._served)
-            elif source[0] in self._served:
-                self._over.add(source[0])
-
-    def still_open(self, pools: Sequence[int]) -> Sequence[int]:
-        """Return those of the pools of which enough jobs are known."""
-        if self._all_over:
-            return ()
-        return [pool for pool in pools if pool not in self._over] if self._over else pools
-
-
-def _source(job: PendingJob) -> tuple[int, int]:
-    return SEVERAL if job.pool_ids else job.pool_id, job.owner_id
 
 
 def _place_one(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from remuda.workers.placement import PendingJob, VmCapacity
+    from remuda.pending import PendingJob
+    from remuda.workers.placement import VmCapacity
 
 Key = tuple[int, str] | None  # whom a VM is bound to, None: nobody
 Left = tuple[tuple[int, int], float]  # free slots and GPUs, free memory

@@ -13,7 +13,8 @@ from remuda.constraints import unmet
 from remuda.workers.reserving import Reservation, soonest
 
 if TYPE_CHECKING:
-    from remuda.workers.placement import PendingJob, VmCapacity
+    from remuda.pending import PendingJob
+    from remuda.workers.placement import VmCapacity
 
 Key = tuple[int, str] | None  # whom a VM is bound to, None: nobody
 SHARED, OWNER, SINGLE_USE = "shared", "owner", "single_use"

@@ -22,7 +22,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 def job(number: int, owner: int = 1, cores: int = 1, **more: object) -> PendingJob:
     made = PendingJob(number, 1, owner, 0, NOW + timedelta(seconds=number), cores, 0, 10.0)
-    return replace(made, **more)  # type: ignore[arg-type]
+    return made._replace(**more)  # type: ignore[arg-type]
 
 
 def vm(slots: int, number: int = 1) -> VmCapacity:
@@ -204,3 +204,63 @@ def test_where_known_jobs_run_out_the_rest_is_left() -> None:
     assert len(place(whole, NOW)) == 20
     found = place(replace(whole, cut=frozenset({(1, 1)})), NOW)
     assert [placed.job_id for placed in found] == [1, 10, 2]
+
+
+def kept(jobs: list[PendingJob], most: Mapping[int, int]) -> list[PendingJob]:
+    """Return the next jobs of each owner: so many, by priority, displaced ones first, then age."""
+    ordered = sorted(jobs, key=lambda each: (-each.priority, not each.displaced, each.id))
+    left = Counter(most)
+    found = []
+    for each in ordered:
+        if left[each.owner_id] > 0:
+            left[each.owner_id] -= 1
+            found.append(each)
+    return found
+
+
+@given(
+    shares_of(),
+    st.lists(
+        st.tuples(st.integers(1, 8), st.sampled_from([0, 0, 0, 5]), st.booleans()),
+        min_size=1,
+        max_size=40,
+    ),
+    st.dictionaries(st.integers(1, 8), st.integers(1, 6)),
+    st.integers(1, 30),
+)
+def test_jobs_that_are_not_known_lose_no_turn(
+    shares: FairShares,
+    waiting: list[tuple[int, int, bool]],
+    most: dict[int, int],
+    slots: int,
+) -> None:
+    """What is placed without knowing them is what comes first of what is placed knowing them."""
+    jobs = [
+        job(n, owner, priority=priority, displaced=displaced)
+        for n, (owner, priority, displaced) in enumerate(waiting, 1)
+    ]
+    counts = Counter(each.owner_id for each in jobs)
+    whole = PlacementSnapshot(tuple(jobs), (vm(slots),), 0.0, 0, shares=shares)
+    all_of_them = place(whole, NOW)
+    known = kept(jobs, {owner: most.get(owner, 40) for owner in counts})
+    cut = frozenset((1, owner) for owner, count in counts.items() if count > most.get(owner, 40))
+    found = place(replace(whole, jobs=tuple(known), cut=cut), NOW)
+    assert found == all_of_them[: len(found)]
+    assert found
+    if not cut:
+        assert found == all_of_them
+
+
+def test_enough_known_jobs_of_each_fill_all_there_is() -> None:
+    """What `allotments` gives does, although those of the heavier come to their end first."""
+    owners = range(1, 51)
+    shares = FairShares({owner: Share(1.0 + owner % 5) for owner in owners})
+    jobs = [job(100 * owner + n, owner) for owner in owners for n in range(20)]
+    parts = allotments(50, shares, dict.fromkeys(owners))
+    known = kept(jobs, parts)
+    assert len(known) < 80
+    cut = frozenset((1, owner) for owner in owners)
+    whole = PlacementSnapshot(tuple(known), (vm(50),), 0.0, 0, shares=shares, cut=cut)
+    found = place(whole, NOW)
+    assert len(found) == 50
+    assert found == place(replace(whole, jobs=tuple(jobs), cut=frozenset()), NOW)

@@ -90,7 +90,7 @@ def test_nor_are_they_placed_ahead_elsewhere() -> None:
 
 def test_no_vm_is_kept_for_a_wide_job_that_may_not_have_it() -> None:
     """Another's small job gets the slots that would else be kept."""
-    wide = replace(job(1, cores=2), reserves=True)
+    wide = job(1, cores=2)._replace(reserves=True)
     vms = [replace(vm(1, free=1), releases=())]
     assert where([wide, job(2, owner=2)], vms, OwnedVms({1: set()}, {(1, None): 0})) == {2: 1}
 
