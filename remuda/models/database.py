@@ -108,7 +108,8 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 def rows(connection: Connection, statement: str, **parameters: Any) -> Sequence[Mapping[str, Any]]:
     """Run a textual statement and return its rows as mappings."""
-    return [dict(row) for row in connection.execute(text(statement), parameters).mappings()]
+    found = connection.execute(text(statement), parameters).mappings()
+    return [dict(row) for row in found.all()]
 
 
 def database_time(connection: Connection) -> datetime:

@@ -112,7 +112,7 @@ class WaitingJobs:
         if not any(not room.whole for rooms in self._rooms.values() for room in rooms):
             return Waiting()
         found_heads = self._connection.execute(text(SHAPES), {"pools": sorted(self._rooms)})
-        heads = [Head._make(row) for row in found_heads]
+        heads = [Head._make(row) for row in found_heads.all()]
         fits = [(head, free) for head in heads if (free := self._fits(head)) is not None]
         old = [head for head in heads if head.waited_s >= self._reserve_after_s]
         fitting = self._within_quotas(fits, old)
