@@ -1,16 +1,12 @@
-"""What is true: tables, states, guarded transitions. Talks to PostgreSQL and nothing else."""
+"""What is true: tables, states, guarded transitions. Talks to PostgreSQL and nothing else.
 
-from remuda.models.attempts import Attempt, AttemptOutput, Event, OutputChunk, Sweep, Transition
-from remuda.models.base import Base
-from remuda.models.budgets import Budget
-from remuda.models.command_vms import CommandCounter, CommandVm
-from remuda.models.jobs import Job, JobArray, JobSpecRow
-from remuda.models.lease_tables import Lease, LeaseRequest
-from remuda.models.pool_resources import PoolResource
-from remuda.models.pools import Image, OfferRefusal, Owner, Pool, Quota, Usage
-from remuda.models.profiles import PoolProfile
-from remuda.models.secrets import Secret
-from remuda.models.sizing_decisions import SizingDecision
+The tables are loaded when first asked for: to declare them takes as long as all else a client does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from remuda.models.states import (
     AttemptState,
     ImageState,
@@ -19,8 +15,39 @@ from remuda.models.states import (
     Reason,
     VmState,
 )
-from remuda.models.vm_outputs import VmOutput
-from remuda.models.vms import Heartbeat, UnownedMachine, Vm
+
+if TYPE_CHECKING:
+    from remuda.models.tables import (
+        Attempt,
+        AttemptOutput,
+        Base,
+        Budget,
+        CommandCounter,
+        CommandVm,
+        Event,
+        Heartbeat,
+        Image,
+        Job,
+        JobArray,
+        JobSpecRow,
+        Lease,
+        LeaseRequest,
+        OfferRefusal,
+        OutputChunk,
+        Owner,
+        Pool,
+        PoolProfile,
+        PoolResource,
+        Quota,
+        Secret,
+        SizingDecision,
+        Sweep,
+        Transition,
+        UnownedMachine,
+        Usage,
+        Vm,
+        VmOutput,
+    )
 
 __all__ = [
     "Attempt",
@@ -59,3 +86,13 @@ __all__ = [
     "VmOutput",
     "VmState",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from remuda.models import tables
+
+    value = getattr(tables, name)
+    globals()[name] = value
+    return value

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from remuda.models.base import sql_list
 from remuda.models.database import rows
+from remuda.models.sql import sql_list
 from remuda.models.states import OPEN_POOL, PoolState
 
 _LOCK = 0x52454D43  # "REMC": pools that share a ceiling grow one after the other

@@ -15,10 +15,9 @@ from sqlalchemy import Connection
 from remuda.constraints import Hardware, hardware_of, unmet
 from remuda.models import budgets, quotas, vm_quotas
 from remuda.models.array_limits import array_rooms
-from remuda.models.base import sql_list
 from remuda.models.budgets import STOP
 from remuda.models.database import rows
-from remuda.models.jobs import READY
+from remuda.models.sql import READY, sql_list
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.waiting_shapes import Look, waiting_shapes
 from remuda.owned_vms import OwnedVms, Party

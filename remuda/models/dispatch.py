@@ -20,12 +20,11 @@ from sqlalchemy import Connection, text
 
 from remuda.fairness import FairShares
 from remuda.models import budgets, vm_quotas
-from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.free_vms import lock_vms
-from remuda.models.jobs import READY
 from remuda.models.quotas import QuotaRoom
 from remuda.models.rooms import VmRoom
+from remuda.models.sql import READY, sql_list
 from remuda.models.states import OPEN_POOL
 from remuda.models.waiting import WaitingJobs
 from remuda.owned_vms import OwnedVms

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from remuda.errors import Refused
-from remuda.models.base import Base, sql_list
 from remuda.models.database import rows
+from remuda.models.sql import sql_list
 from remuda.models.states import VM_EDGES, VmState
+from remuda.models.tables import Base
 
 GAP = 1_000_000  # more ids than are handed out between two backups
 AT_WORK_S = 15.0  # beat has a sweep done every three seconds

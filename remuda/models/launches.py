@@ -14,10 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from remuda.errors import Refused, UnknownPool
-from remuda.models.base import sql_list
 from remuda.models.database import rows
-from remuda.models.jobs import READY
 from remuda.models.pool_life import image_id
+from remuda.models.sql import READY, sql_list
 from remuda.models.states import OPEN_POOL, VmState
 from remuda.models.trace_source import boot_s
 from remuda.offers import Offer, offers_for

@@ -16,10 +16,10 @@ from sqlalchemy import Connection, text
 
 from remuda.matching import LeaseSnapshot, Matching, Request, match
 from remuda.models import budgets, leases, vm_quotas
-from remuda.models.base import sql_list
 from remuda.models.budgets import STOP
 from remuda.models.database import LEASE_CHANNEL, rows
 from remuda.models.leasing import lock_matching, rooms, take
+from remuda.models.sql import sql_list
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.submit import owner_id
 from remuda.models.vm_life import lock_vms

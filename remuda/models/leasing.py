@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, text
 
 from remuda.matching import LeaseVm
-from remuda.models.base import sql_list
 from remuda.models.database import rows
+from remuda.models.sql import sql_list
 from remuda.models.states import OPEN_POOL
 
 # What is granted while its client may be gone is short until that takes it.

@@ -13,8 +13,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
 from remuda.errors import Refused
-from remuda.models import Base
 from remuda.models.database import transact
+from remuda.models.tables import Base
 
 _LOCK = 0x52454D55  # "REMU": one migration at a time
 

@@ -18,11 +18,11 @@ from remuda.errors import (
     UnknownPool,
 )
 from remuda.models import pool_resources, secrets, shelves
-from remuda.models.base import sql_list
 from remuda.models.cancel import request_cancel
 from remuda.models.database import first_line, rows
 from remuda.models.pool_deletion import make_room
 from remuda.models.pool_fields import SETTABLE, UNTIL_SUBMITTED
+from remuda.models.sql import sql_list
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.submit import owner_id
 

@@ -6,36 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Connection, ForeignKey, Text, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import Connection, text
 
 from remuda.errors import BadInput, Refused, UnknownPool
-from remuda.models.base import Base, BigInt, sql_list
 from remuda.models.database import rows
+from remuda.models.sql import sql_list
 from remuda.models.states import OPEN_POOL, PoolState
 
 MAX_RESOURCES = 10_000
 _OPEN = f"('UNSUBMITTED', 'FAILURE', {sql_list(OPEN_POOL)})"
-
-
-class PoolResource(Base):
-    """One file; what was given by URL has no sha256 and no size."""
-
-    __tablename__ = "pool_resources"
-    __table_args__ = (
-        CheckConstraint("size >= 0", name="size"),
-        CheckConstraint("version > 0", name="version"),
-    )
-
-    pool_id: Mapped[BigInt] = mapped_column(
-        ForeignKey("pools.id", ondelete="CASCADE"), primary_key=True
-    )
-    name: Mapped[str] = mapped_column(Text, primary_key=True)
-    url: Mapped[str] = mapped_column(Text)
-    sha256: Mapped[str] = mapped_column(Text, server_default="")
-    size: Mapped[BigInt] = mapped_column(server_default="0")
-    mode: Mapped[int] = mapped_column(server_default="420")
-    version: Mapped[BigInt]  # of the pool's resources, with which this came to be what it is
 
 
 # What is the same file still keeps its version: VMs that have it are sent nothing.

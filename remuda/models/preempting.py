@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from remuda.models.base import sql_list
 from remuda.models.database import rows
+from remuda.models.sql import sql_list
 from remuda.models.states import OPEN_POOL, VmState
 from remuda.models.vm_life import close_idle, lock_vms
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from remuda.models import quotas, usage, vm_quotas
 from remuda.models.database import rows
-from remuda.models.jobs import READY
+from remuda.models.sql import READY
 
 _BOOTS = 20  # of the pool's latest VMs tell how long the next one takes
 

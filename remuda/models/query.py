@@ -15,7 +15,6 @@ from remuda.models.dependencies import of_job
 from remuda.models.images import OUTDATED
 from remuda.models.selecting import Kind, Selection, fields, like, states_of
 from remuda.models.states import ImageState, JobState, VmState
-from remuda.models.vms import Vm
 
 _JOB = """
     SELECT j.*, p.name AS pool, o.name AS owner, a.id AS attempt_id, a.vm_id, v.name AS vm,
@@ -26,7 +25,13 @@ _JOB = """
     LEFT JOIN vms v ON v.id = a.vm_id
 """
 
-_VM_COLUMNS = ", ".join(f"v.{c.name}" for c in Vm.__table__.columns if c.name != "provider")
+_VM_COLUMNS = """
+    v.id, v.pool_id, v.image_id, v.name, v.spawn_calls, v.offer, v.price, v.provider_id, v.address,
+    v.private_ip, v.public_ip, v.slots, v.memory_bytes, v.architecture, v.gpus, v.facts,
+    v.preparation, v.bound_sandbox, v.state, v.draining, v.replaced, v.error, v.checked_at,
+    v.check_failures, v.check_error, v.interruption_at, v.preempted_for, v.reboot, v.heartbeat_at,
+    v.load, v.cores, v.uptime_s, v.transferred_files, v.transferred_bytes, v.watcher, v.created_at,
+    v.submitted_at, v.running_at, v.busy_at, v.state_changed_at, v.halted_at, v.lease_count"""
 _VM = f"""
     SELECT {_VM_COLUMNS}, p.name AS pool, coalesce(v.provider, p.provider) AS provider,
            i.name AS image, {OUTDATED} AS outdated, o.name AS owner, l.task_id, l.build_id,

@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from remuda.errors import BadInput, IllegalTransition, InstanceNotFound, Refused
-from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.images import OUTDATED
 from remuda.models.pool_life import image_id
+from remuda.models.sql import sql_list
 from remuda.models.states import OPEN_POOL, PoolState, VmState
 from remuda.models.vm_life import close_idle, lock_vms
 

@@ -6,36 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
-    CheckConstraint,
     Connection,
-    ForeignKey,
-    LargeBinary,
-    Text,
-    UniqueConstraint,
     text,
 )
-from sqlalchemy.orm import Mapped, mapped_column
 
 from remuda.errors import BadInput, Refused, UnknownSecret
-from remuda.models.base import Base, BigId, BigInt, Created
 from remuda.models.database import rows
-
-
-class Secret(Base):
-    """One secret; `stored` is what a key ring made of its value."""
-
-    __tablename__ = "secrets"
-    __table_args__ = (
-        UniqueConstraint("owner_id", "name"),
-        CheckConstraint("name ~ '^[A-Za-z_][A-Za-z0-9_]{0,199}$'", name="name"),
-    )
-
-    id: Mapped[BigId]
-    owner_id: Mapped[BigInt] = mapped_column(ForeignKey("owners.id"))
-    name: Mapped[str] = mapped_column(Text)
-    stored: Mapped[bytes] = mapped_column(LargeBinary)
-    created_at: Mapped[Created]
-    updated_at: Mapped[Created]
 
 
 def put(connection: Connection, owner_id: int, name: str, encrypt: Callable[[], bytes]) -> None:

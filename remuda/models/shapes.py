@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from remuda.models.budgets import STOP
 from remuda.models.deadlines import MAYBE_OVERDUE
-from remuda.models.jobs import READY
+from remuda.models.sql import READY
 from remuda.pending import SEVERAL, PendingJob
 
 

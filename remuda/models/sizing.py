@@ -10,10 +10,9 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from remuda.models.base import sql_list
 from remuda.models.database import rows
 from remuda.models.demand import Shape, demands_of, limits_of
-from remuda.models.jobs import READY
+from remuda.models.sql import READY, sql_list
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.vm_life import close_idle, insert_vms
 

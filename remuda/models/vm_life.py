@@ -11,8 +11,8 @@ from sqlalchemy import Connection, text
 
 from remuda.checks import shown
 from remuda.errors import BadInput, IllegalTransition, InstanceNotFound
-from remuda.models.base import sql_list
 from remuda.models.database import LEASE_CHANNEL, rows
+from remuda.models.sql import sql_list
 from remuda.models.states import VM_EDGES, VmState
 
 _SILENT = (

@@ -6,33 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Connection, ForeignKey, LargeBinary, Text, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import Connection, text
 
-from remuda.models.base import Base, BigInt
 from remuda.models.database import rows
 
 KEPT_BYTES = 128 << 10  # of each stream of a VM
-
-
-class VmOutput(Base):
-    """One stream of one VM; `data` is the end of the `written_bytes` that came."""
-
-    __tablename__ = "vm_outputs"
-    __table_args__ = (
-        CheckConstraint("stream IN ('stdout', 'stderr')", name="stream"),
-        CheckConstraint(
-            "length(data) <= written_bytes AND read_bytes BETWEEN 0 AND written_bytes", name="bytes"
-        ),
-    )
-
-    vm_id: Mapped[BigInt] = mapped_column(
-        ForeignKey("vms.id", ondelete="CASCADE"), primary_key=True
-    )
-    stream: Mapped[str] = mapped_column(Text, primary_key=True)
-    data: Mapped[bytes] = mapped_column(LargeBinary)
-    written_bytes: Mapped[BigInt]
-    read_bytes: Mapped[BigInt] = mapped_column(server_default="0")  # by whoever reads what is fresh
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from remuda.models.database import rows
-from remuda.models.jobs import READY
+from remuda.models.sql import READY
 from remuda.owned_vms import OwnedVms, Party, VmLimit, group
 
 _POOLS = "ANY(CAST(:pools AS bigint[]))"

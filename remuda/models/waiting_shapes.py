@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from remuda.models.database import rows
-from remuda.models.jobs import READY
+from remuda.models.sql import READY
 
 MOST_SHAPES = 200  # of a pool; of more, the rest counts by its slots alone
 

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from remuda.models.base import Base
 from remuda.models.database import make_engine, rows
 from remuda.models.states import (
     AttemptState,
@@ -21,6 +20,7 @@ from remuda.models.states import (
     VmState,
     edges,
 )
+from remuda.models.tables.base import Base
 from tests.database import _fresh
 from tests.integration.builders import (
     BIRTH,

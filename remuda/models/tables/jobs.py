@@ -15,7 +15,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from remuda.models.base import (
+from remuda.models.states import JobState, Reason
+from remuda.models.tables.base import (
     Base,
     BigId,
     BigInt,
@@ -26,10 +27,6 @@ from remuda.models.base import (
     in_order_of_time,
     one_of,
 )
-from remuda.models.states import JobState, Reason
-
-# Of `jobs j`: may be placed, but for pauses between attempts.
-READY = "j.state = 'NEW' AND j.unmet = 0 AND NOT j.held"
 
 # What a job asks for, in one number: jobs of a shape fit the same places, so that one of them tells
 # of all. A generated column may use nothing but immutable functions.

@@ -49,8 +49,3 @@ def in_order_of_time(table: str, column: str) -> Index:
         postgresql_using="brin",
         postgresql_with={"autosummarize": True, "pages_per_range": 32},
     )
-
-
-def sql_list(states: Iterable[StrEnum]) -> str:
-    """Return the states as the inside of an SQL IN list, for partial indexes and statements."""
-    return ", ".join(f"'{state}'" for state in states)

@@ -7,8 +7,17 @@ import uuid
 from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from remuda.models.base import Base, BigId, BigInt, Created, Json, JsonList, Timestamp, one_of
 from remuda.models.states import ImageState, PoolState
+from remuda.models.tables.base import (
+    Base,
+    BigId,
+    BigInt,
+    Created,
+    Json,
+    JsonList,
+    Timestamp,
+    one_of,
+)
 
 
 class Owner(Base):

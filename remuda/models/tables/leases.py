@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Text, fun
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from remuda.models.base import Base, BigId, BigInt, Created, Json, JsonList, Timestamp
+from remuda.models.tables.base import Base, BigId, BigInt, Created, Json, JsonList, Timestamp
 
 
 class Lease(Base):

@@ -7,7 +7,8 @@ import uuid
 from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from remuda.models.base import (
+from remuda.models.states import VmState
+from remuda.models.tables.base import (
     Base,
     BigId,
     BigInt,
@@ -17,7 +18,6 @@ from remuda.models.base import (
     in_order_of_time,
     one_of,
 )
-from remuda.models.states import VmState
 
 
 class Vm(Base):

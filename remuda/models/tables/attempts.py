@@ -5,7 +5,9 @@ from __future__ import annotations
 from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from remuda.models.base import (
+from remuda.models.sql import sql_list
+from remuda.models.states import LIVE_ATTEMPT, AttemptState, Reason
+from remuda.models.tables.base import (
     Base,
     BigId,
     BigInt,
@@ -14,9 +16,7 @@ from remuda.models.base import (
     Timestamp,
     in_order_of_time,
     one_of,
-    sql_list,
 )
-from remuda.models.states import LIVE_ATTEMPT, AttemptState, Reason
 
 
 class Attempt(Base):
