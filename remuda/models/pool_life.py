@@ -30,15 +30,20 @@ _NOT_ENDED = "state NOT IN ('CLOSED', 'PENDING_DELETE')"
 
 
 def find_pool(connection: Connection, name: str, *, lock: bool = False) -> Mapping[str, Any]:
-    """Return the row of the pool called `name`: the open one, else the latest closed.
+    """Return the row of the pool called `name`: an open one, else the latest closed.
 
-    If none is called so, that of this shortname or UUID. Raises UnknownPool, with the names there are.
+    Of two open ones (or closed ones) a name goes before a shortname or UUID. Raises UnknownPool,
+    with the names there are.
     """
-    for called in ("name = :name", "(shortname = :name OR uuid::text = :name)"):
+    # Nearly always it is the name of an open pool, for which there is an index.
+    for called in (
+        f"name = :name AND {_NOT_ENDED}",
+        "(name = :name OR shortname = :name OR uuid::text = :name)",
+    ):
         found = rows(
             connection,
             f"""SELECT * FROM pools WHERE {called} AND state <> 'PENDING_DELETE'
-                ORDER BY ({_NOT_ENDED}) DESC, id DESC LIMIT 1
+                ORDER BY ({_NOT_ENDED}) DESC, (name = :name) DESC, id DESC LIMIT 1
                 {"FOR NO KEY UPDATE" if lock else ""}""",
             name=name,
         )

@@ -217,6 +217,21 @@ def test_names_that_are_taken(bench: Workbench) -> None:
         assert client.create_pool("four").shortname == client.pool("four").uuid
 
 
+def test_an_open_pool_is_found_before_a_closed_one(bench: Workbench) -> None:
+    with bench.client() as client:
+        old = client.create_pool("sim")
+        old.close()
+        assert client.pool("sim").id == old.id
+        new = client.create_pool("sim-2", shortname="sim")
+        assert client.pool("sim").id == new.id
+        named = client.create_pool("sim")
+        assert client.pool("sim").id == named.id
+        assert (client.pool(old.uuid).id, client.pool(new.uuid).id) == (old.id, new.id)
+        named.close()
+        new.close()
+        assert client.pool("sim").id == named.id
+
+
 def test_a_misspelt_setting_is_refused(bench: Workbench) -> None:
     with bench.client() as client:
         pool: Any = client.create_pool("sim")
