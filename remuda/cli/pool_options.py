@@ -20,6 +20,7 @@ from remuda.cli.types import (
     JsonValue,
     inputs_of,
 )
+from remuda.policies import ElasticSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -123,7 +124,10 @@ def _access(options: Mapping[str, Any]) -> dict[str, list[str]] | None:
 
 
 def elastic_of(options: Mapping[str, Any], *, provider: str) -> dict[str, Any]:
-    """Return the arguments of `setup_elastic` for a new pool; empty if it is to be of fixed size."""
+    """Return the arguments of `setup_elastic` for a new pool; empty if it is to be of fixed size.
+
+    Raises BadInput.
+    """
     given = _given(options)
     if not given:
         return {}
@@ -132,7 +136,9 @@ def elastic_of(options: Mapping[str, Any], *, provider: str) -> dict[str, Any]:
     if given.get("min_slots", 0) > given["max_slots"]:
         raise click.UsageError("--min-slots is above --max-slots")
     given.setdefault("resize_period", _LOCAL_PERIOD_S if provider == "local" else _PERIOD_S)
-    return {_ELASTIC[name][0]: value for name, value in given.items()}
+    elastic = {_ELASTIC[name][0]: value for name, value in given.items()}
+    ElasticSettings(**elastic)  # before there is a pool, that a refused one leaves nothing behind
+    return elastic
 
 
 def elastic_changes(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,17 @@ def test_a_refused_pool_leaves_nothing_behind(client: FakeClient) -> None:
     assert client.calls[-1] == ("delete", "sim")
 
 
+def test_a_size_that_cannot_be_is_refused_before_there_is_a_pool(client: FakeClient) -> None:
+    for options, named in (
+        ("--resize-factor nan", "resize_factor"),
+        ("--min-idle-slots 9", "minimum_idle_slots"),
+        ("--resize-period 500ms", "resize_period"),
+    ):
+        result = remuda(f"pool create sim --max-slots 8 {options}")
+        assert (result.exit_code, named in result.stderr) == (2, True), result.stderr
+    assert client.calls == []
+
+
 def test_set(client: FakeClient) -> None:
     client.create_pool("sim")
     assert remuda("pool set sim --max-slots 6 --idle-time 2m --tag x").exit_code == 0
