@@ -39,6 +39,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def text_if(what: str, value: Any) -> str | None:
+    """Return None as it is, all else as `text_of` does: of what may be left out, such as filters."""
+    return None if value is None else text_of(what, value)
+
+
 def text_of(what: str, value: Any, *, least: int = 0, most: int = MAX_TEXT_BYTES) -> str:
     """Return text of `least` to `most` bytes in UTF-8, without NUL; else raises BadInput."""
     if type(value) is not str and not isinstance(value, str):

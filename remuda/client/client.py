@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from remuda.checks import shown, whole
+from remuda.checks import shown, text_if, whole
 from remuda.client import (
     cancelling,
     completion,
@@ -126,8 +126,9 @@ class Client(Pooling, Profiles, Secrets, Machines):
     ) -> list[dict[str, Any]]:
         """Return the newest arrays' `info()`, oldest first; if `live` those that have not ended."""
         whole("limit", limit, least=1, most=2**31)
+        whose = text_if("owner", owner)
         return self._context.read(
-            lambda c: array_models.listing(c, owner=owner, live=live, limit=limit)
+            lambda c: array_models.listing(c, owner=whose, live=live, limit=limit)
         )
 
     def job(self, job_id: int) -> Job:
@@ -154,6 +155,7 @@ class Client(Pooling, Profiles, Secrets, Machines):
         """
         pool_id = self._pool_id(pool)
         wanted = tags_of(tags) if tags is not None else None
+        called, whose = text_if("name", name), text_if("owner", owner)
         if limit is not None:
             whole("limit", limit, least=0, most=2**31)
         found = self._context.read(
@@ -163,8 +165,8 @@ class Client(Pooling, Profiles, Secrets, Machines):
                 pool_id=pool_id,
                 states=state,
                 array_id=array,
-                name=name,
-                owner=owner,
+                name=called,
+                owner=whose,
                 tags=wanted,
                 limit=limit,
             )

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remuda.checks import seconds, shown, text_of, whole
+from remuda.checks import seconds, shown, text_if, text_of, whole
 from remuda.client import leases, pool_settings
 from remuda.client.context import Context
 from remuda.client.pools import Pool, pool_row
@@ -106,13 +106,15 @@ class Leasing:
         """
         pool_id = None if pool is None else pool_row(self._context, pool)["id"]
         whole("limit", limit, least=1, most=2**31)
+        whose = text_if("owner", owner)
+        task, build = text_if("task_id", task_id), text_if("build_id", build_id)
         return self._context.read(
             lambda c: models.listing(
                 c,
-                owner=owner,
+                owner=whose,
                 pool_id=pool_id,
-                task_id=task_id,
-                build_id=build_id,
+                task_id=task,
+                build_id=build,
                 ended=all,
                 limit=limit,
             )

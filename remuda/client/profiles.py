@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from remuda.checks import shown, text_of
+from remuda.checks import text_of
 from remuda.client import pool_settings
 from remuda.client.context import Context
 from remuda.errors import BadInput
@@ -74,6 +74,4 @@ class Profiles:
 
 def checked_name(name: Any) -> str:
     """Return the name of a profile as it is looked up; raises BadInput."""
-    if not isinstance(name, str) or "\0" in name:
-        raise BadInput(f"profile must be a name, not {shown(name)}")
-    return name
+    return text_of("the name of a profile", name)

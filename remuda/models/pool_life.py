@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
+from remuda.checks import text_of
 from remuda.errors import (
     AlreadyExists,
     BadInput,
@@ -33,8 +34,9 @@ def find_pool(connection: Connection, name: str, *, lock: bool = False) -> Mappi
     """Return the row of the pool called `name`: an open one, else the latest closed.
 
     Of two open ones (or closed ones) a name goes before a shortname or UUID. Raises UnknownPool,
-    with the names there are.
+    with the names there are, and BadInput for what is no text.
     """
+    text_of("the name of a pool", name)
     # Nearly always it is the name of an open pool, for which there is an index.
     for called in (
         f"name = :name AND {_NOT_ENDED}",

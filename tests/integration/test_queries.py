@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from remuda.errors import BadInput, InstanceNotFound, NotFound, Refused, Unknown
 from remuda.models import declaring, images, query
 from remuda.models.selecting import Selection
 from remuda.models.states import VmState
+from remuda.spec import JobSpec
 from tests.integration.builders import make_jobs, make_pool, make_vms, reach_vm
 from tests.integration.workbench import Workbench
 
@@ -138,6 +140,29 @@ def test_what_became_of_a_vm(bench: Workbench) -> None:
         assert [beat["load"] for beat in found["heartbeats"]] == [1, 2]
         with pytest.raises(InstanceNotFound):
             client.vm_history(12345)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 10_000])
+def test_names_that_cannot_be_stored_are_refused(bench: Workbench, name: str) -> None:
+    bench.pool()
+    with bench.client() as client:
+        questions: list[Callable[[], object]] = [
+            lambda: client.pool(name),
+            lambda: client.submit(JobSpec(["true"]), pool=name),
+            lambda: client.vms(pool=name),
+            lambda: client.counts(name),
+            lambda: client.history(pool=name),
+            lambda: client.jobs(name=name),
+            lambda: client.jobs(owner=name),
+            lambda: client.arrays(owner=name),
+            lambda: client.leases(owner=name),
+            lambda: client.leases(task_id=name),
+            lambda: client.leases(build_id=name),
+            lambda: client.profile(name),
+        ]
+        for question in questions:
+            with pytest.raises(BadInput):
+                question()
 
 
 def test_questions_that_are_refused(bench: Workbench) -> None:
