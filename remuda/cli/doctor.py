@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from remuda.cli import doctor_more, health
 from remuda.cli.base import Command
 from remuda.cli.output import format_size, print_json, printable
 from remuda.cli.types import json_option
-from remuda.errors import RemudaError
+from remuda.errors import DatabaseUnavailable, RemudaError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -72,7 +72,12 @@ def checks(*, providers: bool = False) -> Iterator[Check]:
         return
     yield _folder("data folder", settings.data_dir)
     yield _folder("state folder", settings.state_dir)
-    yield _guarded("storage", lambda: _storage(settings))
+    storage = _guarded("storage", lambda: _storage(settings))
+    if storage.status == "fail" and not storage.advice:
+        storage = replace(
+            storage, advice="is REMUDA_STORAGE_URL right, and may this user write there?"
+        )
+    yield storage
     yield from _database(settings, providers=providers)
     broker = _guarded("broker", lambda: _broker(settings))
     yield broker
@@ -160,6 +165,11 @@ def _database(settings: Settings, *, providers: bool) -> Iterator[Check]:
             if schema.status == "ok" and providers:
                 for kind, finding in doctor_more.providers(engine, settings):
                     yield Check(f"{kind} VMs", *finding)
+    except DatabaseUnavailable as error:
+        advice = "is PostgreSQL up there, and REMUDA_DATABASE_URL right?"
+        yield Check(
+            "database", "fail", error.message, "`remuda up`" if settings.embedded else advice
+        )
     except RemudaError as error:
         yield Check("database", "fail", error.message, error.hint)
 

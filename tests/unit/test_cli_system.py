@@ -148,6 +148,15 @@ def test_doctor_goes_on_after_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "→ " in text
 
 
+def test_doctor_says_what_to_do_where_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(monkeypatch)
+    monkeypatch.setenv("REMUDA_STORAGE_URL", "file:///proc/nope")
+    found = {check["name"]: check for check in json.loads(remuda("doctor --json").stdout)}
+    for name, setting in (("database", "REMUDA_DATABASE_URL"), ("storage", "REMUDA_STORAGE_URL")):
+        assert found[name]["status"] == "fail"
+        assert setting in found[name]["advice"]
+
+
 def test_doctor_names_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMUDA_WORKER_CONCURRENCY", "many")
     result = remuda("doctor")
