@@ -170,7 +170,7 @@ def change_image(
     connection.execute(
         text(
             """UPDATE pools SET image_id = :image, rollout_max_unavailable = :most,
-                 rollout_at = CASE WHEN :most IS NULL THEN rollout_at ELSE now() END,
+                 rollout_at = CASE WHEN CAST(:most AS int) IS NULL THEN rollout_at ELSE now() END,
                  updated_at = clock_timestamp() WHERE id = :pool"""
         ),
         {"pool": pool_id, "image": image, "most": max_unavailable},

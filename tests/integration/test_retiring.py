@@ -163,6 +163,19 @@ def test_a_rolling_update(herd: Yard) -> None:
     assert (state["under_way"], state["running"], state["outdated"]) == (False, 4, 0)
 
 
+def test_an_update_of_new_vms_only(herd: Yard) -> None:
+    """It replaces none, and ends a rolling one that was under way."""
+    herd.runtime.transact(lambda c: models.change_image(c, herd.pool_id, "old", max_unavailable=1))
+    herd.runtime.transact(
+        lambda c: models.change_image(c, herd.pool_id, "new", max_unavailable=None)
+    )
+    state = herd.runtime.transact(lambda c: models.rollout(c, herd.pool_id))
+    assert (state["under_way"], state["image"], state["current"]) == (False, "new", 0)
+    retiring.retire_vms(herd.runtime)
+    drained = "SELECT id FROM vms WHERE draining OR state <> 'RUNNING'"
+    assert herd.runtime.transact(lambda c: rows(c, drained)) == []
+
+
 def test_an_update_to_an_image_that_does_not_work_stops_by_itself(herd: Yard) -> None:
     herd.runtime.transact(lambda c: models.change_image(c, herd.pool_id, "bad", max_unavailable=1))
     herd.faults.spawn.extend(["ImageError"] * 50)
