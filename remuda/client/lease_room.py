@@ -134,9 +134,10 @@ class LeaseRoom:
                     self._guarded(self._context.revive)
                     closed.wait(_PAUSE_S)
                 except Exception:
-                    log.exception("keeping leases failed and goes on")
+                    log.exception("hearing of leases failed and goes on")
                     closed.wait(_PAUSE_S)
-                self._guarded(self._renew)
+                if not self._guarded(self._renew):
+                    closed.wait(_PAUSE_S)
         finally:
             if listener is not None:
                 listener.close()
@@ -215,8 +216,14 @@ class LeaseRoom:
                 lease.over()
 
     @staticmethod
-    def _guarded(work: Callable[[], object]) -> None:
+    def _guarded(work: Callable[[], object]) -> bool:
+        """Do it; False when it failed, which must not end the thread that keeps all the leases."""
         try:
             work()
         except RemudaError as error:
             log.warning("keeping leases: %s", error)
+        except Exception:
+            log.exception("keeping leases failed and goes on")
+        else:
+            return True
+        return False

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -72,8 +73,10 @@ class Lease:
     def renew(self) -> None:
         """Extend it by its ttl from now; raises StaleHolder when it is over."""
         began = time.monotonic()
-        self._context.commit(lambda c: models.renew(c, self.id, self.token, ttl_s=self.ttl_s))
-        self.held_until = began + self.ttl_s
+        until = self._context.commit(
+            lambda c: models.renew(c, self.id, self.token, ttl_s=self.ttl_s)
+        )
+        self.renewed(until, began=began)
 
     def release(self) -> bool:
         """Give the slots back; False if it was over already."""
@@ -93,13 +96,13 @@ class Lease:
         return self._gone.wait(timeout_s)
 
     def when_lost(self, callback: Callable[[], object]) -> None:
-        """Have `callback` called, by another thread, as soon as it is lost."""
+        """Have `callback` called, by another thread, as soon as it is lost; what it raises is logged."""
         self._callbacks.append(callback)
         if self.lost:
-            callback()
+            self._call_back()
 
     def renewed(self, expires_at: datetime, *, began: float) -> None:
-        """Note a renewal in the background."""
+        """Note a renewal."""
         self.expires_at = expires_at
         self.held_until = began + self.ttl_s
         self.renew_at = began + self.ttl_s / 3
@@ -111,8 +114,17 @@ class Lease:
         self.lost = True
         log.error("lease %d on VM %s is over", self.id, self.vm.name)
         self._gone.set()
-        for callback in list(self._callbacks):
-            callback()
+        self._call_back()
+
+    def _call_back(self) -> None:
+        """Call each once, whoever comes first: that it is lost, or that it is to be told."""
+        while self._callbacks:
+            with suppress(IndexError):
+                callback = self._callbacks.pop(0)
+                try:
+                    callback()
+                except Exception:
+                    log.exception("what was to be called when lease %d is lost failed", self.id)
 
     def __enter__(self) -> Lease:
         return self

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -113,18 +114,20 @@ def held(connection: Connection, lease_id: int) -> dict[str, Any] | None:
     return dict(found[0]) if found else None
 
 
-def renew(connection: Connection, lease_id: int, token: UUID | str, *, ttl_s: float) -> None:
-    """Extend the lease to `ttl_s` seconds from now.
+def renew(connection: Connection, lease_id: int, token: UUID | str, *, ttl_s: float) -> datetime:
+    """Extend the lease to `ttl_s` seconds from now; return when that is.
 
     Raises StaleHolder when it is over, or its VM on the way out.
     """
-    if not renew_many(connection, [(lease_id, token, ttl_s)]):
+    kept = renew_many(connection, [(lease_id, token, ttl_s)])
+    if not kept:
         raise StaleHolder(f"lease {lease_id} is over", hint="acquire a new one")
+    return kept[lease_id]
 
 
 def renew_many(
     connection: Connection, held: Sequence[tuple[int, UUID | str, float]]
-) -> dict[int, Any]:
+) -> dict[int, datetime]:
     """Extend leases, given as (id, token, ttl_s); return when each that is not over now expires."""
     found = connection.execute(
         text(

@@ -51,7 +51,9 @@ def test_a_lease_holds_slots_until_it_is_released(bench: Workbench) -> None:
             assert client.vm(lease.vm.id).leased_slots == 1
             with client.acquire(pools=["herd"]), pytest.raises(NoVmAvailable):
                 client.acquire(pools=["herd"])
+            until = lease.expires_at
             lease.renew()
+            assert lease.expires_at > until
         assert client.vm(lease.vm.id).leased_slots == 0
         assert not lease.release()
         with pytest.raises(StaleHolder):
@@ -135,6 +137,32 @@ def test_it_renews_itself_and_tells_when_it_was_lost(bench: Workbench) -> None:
             connection.execute(text("UPDATE leases SET released_at = now(), ended = 'expired'"))
         _until(lambda: lease.lost)
         assert not lease.release()
+
+
+def test_a_call_back_that_fails_costs_no_other_lease(bench: Workbench) -> None:
+    bench.pool(vms=2, slots_per_vm=1)
+    told = threading.Event()
+
+    def fail() -> None:
+        raise ValueError("of the caller's own")
+
+    with bench.client() as client:
+        lost, kept = (client.acquire(pools=["herd"], ttl_s=0.5) for _ in range(2))
+        lost.when_lost(fail)
+        lost.when_lost(told.set)
+        with bench.engine.begin() as connection:  # nobody is told: the next renewal finds it
+            connection.execute(
+                text("UPDATE leases SET released_at = now(), ended = 'expired' WHERE id = :id"),
+                {"id": lost.id},
+            )
+        assert told.wait(20)
+        since = kept.expires_at
+        _until(lambda: kept.expires_at > since)
+        assert lost.lost
+        assert not kept.lost
+        late: list[str] = []
+        lost.when_lost(lambda: late.append("called"))
+        assert late == ["called"]
 
 
 def test_what_can_never_be_leased(bench: Workbench) -> None:
