@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ _KEY = re.compile(
     r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521))\s+[A-Za-z0-9+/]{40,}=*(\s.*)?"
 )
 _PLACE = re.compile(r"[A-Za-z0-9_.:%\[\]-]+")
+_NUMERIC = re.compile(r"[0-9]+(\.[0-9]*)+|.*:.*")  # no name of a host is like that
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]*\$?")
 _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _WAY = ("address", "port", "user", "key_file", "host_key", "known_hosts", "jump", "cache_bytes")
@@ -85,6 +87,8 @@ def host_of(value: Any, *, what: str = "host") -> Host:
     for key, pattern in (("address", _PLACE), ("user", _USER)):
         if texts.get(key) and (not pattern.fullmatch(texts[key]) or texts[key].startswith("-")):
             raise BadInput(f"{what}.{key} cannot be {shown(texts[key])}")
+    if _NUMERIC.fullmatch(texts["address"]):
+        _check_ip(f"{what}.address", texts["address"])
     if texts.get("host_key") and not _KEY.fullmatch(texts["host_key"]):
         raise BadInput(
             f"{what}.host_key is no public key: {shown(texts['host_key'])}",
@@ -168,6 +172,16 @@ def slurm_of(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     if flags:
         options["flags"] = [_line("slurm.flags", flag) for flag in flags]
     return options
+
+
+def _check_ip(what: str, text: str) -> None:
+    try:
+        ipaddress.ip_address(text[1:-1] if text[0] == "[" and text[-1] == "]" else text)
+    except ValueError:
+        hint = "a port has a key of its own: port" if ":" in text else ""
+        raise BadInput(
+            f"{what} is neither an IP address nor a name: {shown(text)}", hint=hint
+        ) from None
 
 
 def _line(what: str, value: Any) -> str:

@@ -189,6 +189,8 @@ class TestShelf:
             ([{}], r"hosts\[0\].address"),
             ([{"address": "a b"}], r"hosts\[0\].address"),
             ([{"address": "-oProxyCommand=x"}], r"hosts\[0\].address"),
+            ([{"address": "999.1.1.1"}], r"hosts\[0\].address is neither"),
+            ([{"address": "10.0.0.1:22"}], r"hosts\[0\].address is neither"),
             ([{"address": "a", "port": 0}], r"hosts\[0\].port"),
             ([{"address": "a", "price_per_hour": -1}], r"hosts\[0\].price_per_hour"),
             ([{"address": "a", "price_per_hour": "1"}], r"hosts\[0\].price_per_hour"),
