@@ -29,6 +29,7 @@ _POLL_S = 2.0  # a look in case a notification was lost
 class LeasedVm:
     """How to reach a leased VM. `details`: all that its provider says; `port` None: no ssh.
 
+    `address` is empty where there is none: what hooks made and only the lease's holder can reach.
     `key_file`: the private key to log in with, on machines that have it, and `host_key` the only
     public key the VM may show; None: as `ssh` has it.
     """
@@ -234,7 +235,7 @@ def _vm(row: Mapping[str, Any]) -> LeasedVm:
     return LeasedVm(
         id=row["vm_id"],
         name=row["name"],
-        address=host or "127.0.0.1",
+        address=host or ("127.0.0.1" if "home" in details else ""),
         user=details.get("user"),
         port=details.get("port", 22 if host else None),
         private_ip=row["private_ip"],

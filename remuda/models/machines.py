@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from remuda.models import vm_life
 from remuda.models.database import rows
 
 # Longer than any step takes; then its message was lost or its worker died.
@@ -142,6 +143,17 @@ def end_reboot(connection: Connection, vm_id: int) -> None:
 def unfinished_vms(connection: Connection) -> Sequence[Mapping[str, Any]]:
     """Return (id, state) of the VMs whose next step is overdue."""
     return rows(connection, f"SELECT v.id, v.state FROM vms v WHERE {_OVERDUE} ORDER BY v.id")
+
+
+def note_unended(connection: Connection, vm_id: int, error: str) -> None:
+    """Keep why the machine of a STOPPING VM is not gone yet, after what had gone wrong before."""
+    connection.execute(
+        text(
+            f"""UPDATE vms SET error = concat_ws('; ', {vm_life.OWN_ERROR}, :error) WHERE id = :vm
+                 AND state = 'STOPPING' AND error IS DISTINCT FROM :error"""
+        ),
+        {"vm": vm_id, "error": vm_life.UNENDED + error[:2000]},
+    )
 
 
 def stopping_vms(connection: Connection) -> list[int]:

@@ -23,6 +23,9 @@ _SILENT = (
     VmState.STOPPING,
 )
 
+UNENDED = "not terminated yet: "  # before what its provider said; gone with the machine
+OWN_ERROR = f"nullif(rtrim(split_part(error, '{UNENDED}', 1), '; '), '')"
+
 # Those for jobs are over when the machine is; the holders of others are told at once.
 _LEASES_OVER = text(f"""
     WITH over AS (
@@ -60,6 +63,8 @@ def move_vm(
     )
     if target is VmState.HALTED:
         assignments += ", halted_at = now(), watcher = NULL, watch_expires_at = NULL"
+        if "error" not in fields:
+            assignments += f", error = {OWN_ERROR}"
     elif target is VmState.RUNNING:
         assignments += ", running_at = coalesce(running_at, now()), heartbeat_at = now()"
     elif target is VmState.SUBMITTED:

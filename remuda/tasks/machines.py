@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from remuda.errors import BadInput, IllegalTransition, PermanentProviderError
+from remuda.errors import BadInput, IllegalTransition, PermanentProviderError, ProviderError
 from remuda.models import machines as models
 from remuda.models import vm_life, watches
 from remuda.models.states import VmState
@@ -25,10 +25,15 @@ def terminate_vm(runtime: Runtime, vm_id: int) -> bool:
     """Remove the machine of a STOPPING (or STALLED, ERROR) VM; True when it is confirmed gone.
 
     What still lived on it is LOST first. Repeating is harmless; the sweep repeats until confirmed.
-    Raises a ProviderError when the provider does not do it, or does not tell.
+    Raises a ProviderError when the provider does not do it, or does not tell; the VM's row tells it too.
     """
     with alone("terminate", vm_id) as mine:
-        return mine and _terminate(runtime, vm_id)
+        try:
+            return mine and _terminate(runtime, vm_id)
+        except ProviderError as error:
+            said = str(error)
+            runtime.transact(lambda c: models.note_unended(c, vm_id, said))
+            raise
 
 
 def _terminate(runtime: Runtime, vm_id: int) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from remuda import Client, JobSpec, NoResources
-from remuda.errors import BadInput
+from remuda.errors import BadInput, TransientProviderError
 from remuda.models import vm_life, watches
 from remuda.tasks.machines import terminate_vm
 from remuda.workers.onvm.commands import stop
@@ -37,6 +37,7 @@ def test_a_board_from_its_hook_to_its_end(yard: Yard, tmp_path: Path) -> None:
             client.submit(JobSpec(["true"]), pool=pool)
         lease = client.acquire(pools=["boards"])
         assert lease.vm.details["data"] == {"board": "0"}
+        assert (lease.vm.address, lease.vm.port) == ("", None)  # above all not this machine
         name = lease.vm.details["name"]
         assert (tmp_path / name).is_dir()
         lease.release()
@@ -47,9 +48,19 @@ def test_a_board_from_its_hook_to_its_end(yard: Yard, tmp_path: Path) -> None:
         yard.sql("UPDATE sweeps SET since = now() - interval '1 day'")
         assert runtime.transact(lambda c: watches.claim_watches(c, "w", ttl_s=60)) == []
         assert runtime.transact(vm_life.silent_vms) == []
-        yard.sql("UPDATE vms SET state = 'STOPPING'")
+        yard.sql("UPDATE vms SET state = 'STOPPING', error = 'it burns'")
+        (tmp_path / name).rename(tmp_path / "aside")
+        for _ in range(2):  # a delete that fails is told, once, beside what was wrong before
+            with pytest.raises(TransientProviderError):
+                terminate_vm(runtime, vm)
+            said = client.vm(vm).error
+            assert said is not None
+            assert said.startswith("it burns; not terminated yet: cmd_delete ended with exit code")
+            assert said.count("not terminated yet") == 1
+        (tmp_path / "aside").rename(tmp_path / name)
         assert terminate_vm(runtime, vm)
         assert not (tmp_path / name).exists()
+        assert client.vm(vm).error == "it burns"
 
 
 def test_a_vm_from_a_hook_is_reached_by_ssh(yard: Yard, tmp_path: Path) -> None:
