@@ -36,8 +36,8 @@ _POOL = """
     FROM pools p JOIN images i ON i.id = p.image_id WHERE p.id = :pool FOR NO KEY UPDATE OF p
 """
 _VM = f"""
-    SELECT id, name, state, token::text AS token, spawn_calls, offer, price, launch_failures, asked_at,
-           next_try_at, coalesce(next_try_at > now(), false) AS waits
+    SELECT id, name, state, token::text AS token, spawn_calls, empty_calls, offer, price,
+           launch_failures, asked_at, next_try_at, coalesce(next_try_at > now(), false) AS waits
     FROM vms WHERE id = :vm AND state IN ({sql_list(LAUNCHING)}) FOR NO KEY UPDATE
 """
 _STARTING = f"""
@@ -156,6 +156,19 @@ def note_spawn(
         )
 
 
+def made_nothing(connection: Connection, vm_id: int, *, call: int) -> bool:
+    """Note that this call for a VM (the first is 1) left no machine; True if no call did so far."""
+    connection.execute(
+        text(
+            "UPDATE vms SET empty_calls = :call WHERE id = :vm AND spawn_calls = :call"
+            " AND empty_calls = :call - 1"
+        ),
+        {"vm": vm_id, "call": call},
+    )
+    query = text("SELECT empty_calls = spawn_calls FROM vms WHERE id = :vm")
+    return bool(connection.scalar(query, {"vm": vm_id}))
+
+
 def hold_vm(connection: Connection, vm_id: int, *, delay_s: float) -> None:
     """Have nothing be tried with the VM for so many seconds."""
     connection.execute(
@@ -240,8 +253,8 @@ def next_offer(connection: Connection, vm_id: int) -> None:
     """Make the VM an intent anew, with a token of its own, for another offer."""
     connection.execute(
         text(
-            """UPDATE vms SET token = gen_random_uuid(), spawn_calls = 0, launch_failures = 0,
-                 next_try_at = NULL WHERE id = :vm AND state = 'NEW'"""
+            """UPDATE vms SET token = gen_random_uuid(), spawn_calls = 0, empty_calls = 0,
+                 launch_failures = 0, next_try_at = NULL WHERE id = :vm AND state = 'NEW'"""
         ),
         {"vm": vm_id},
     )

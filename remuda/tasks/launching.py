@@ -154,7 +154,8 @@ def _nothing_to_be_had(
         launches.hold_pool(connection, standing.pool["id"], until=choice.at, reason=reason)
     else:
         _pause(connection, standing, reason)
-    _give_up(connection, standing.vm, reason, made_nothing=standing.vm["spawn_calls"] == 0)
+    nothing = standing.vm["spawn_calls"] == standing.vm["empty_calls"]
+    _give_up(connection, standing.vm, reason, made_nothing=nothing)
 
 
 def _pause(connection: Connection, standing: launches.Standing, reason: str) -> None:
@@ -234,14 +235,15 @@ def _went_wrong(runtime: Runtime, row: Mapping[str, Any], error: Exception) -> b
         standing = launches.lock_launch(connection, row["id"])
         if standing is None or standing.vm["token"] != str(row["token"]):
             return "moved"
+        nothing = isinstance(error, ProviderError) and error.made_nothing
+        if nothing:
+            nothing = launches.made_nothing(connection, row["id"], call=row["spawn_calls"])
         verdict = launching.after_error(error, _progress(standing), standing.now)
         if verdict.act == "retry":
             launches.try_again(connection, row["id"], delay_s=verdict.delay_s, error=told)
             return "retry"
         if verdict.act == "next_offer" and _other_offer(connection, standing, row, told):
             return "next_offer"
-        nothing = isinstance(error, ProviderError) and error.made_nothing
-        nothing = nothing and standing.vm["spawn_calls"] == 1
         if verdict.act in ("pause", "break_image"):
             _pause(connection, standing, told)
         if verdict.act == "break_image":

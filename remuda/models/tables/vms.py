@@ -54,6 +54,7 @@ class Vm(Base):
     # The idempotency token: committed before the provider is asked, and tagged on the machine.
     token: Mapped[uuid.UUID] = mapped_column(server_default=func.gen_random_uuid(), unique=True)
     spawn_calls: Mapped[int] = mapped_column(server_default="0")  # of its provider
+    empty_calls: Mapped[int] = mapped_column(server_default="0")  # the first that left no machine
     provider: Mapped[str | None] = mapped_column(Text)  # of its offer; None: the pool's
     offer: Mapped[str] = mapped_column(Text, server_default="")
     offer_settings: Mapped[Json] = mapped_column(server_default="{}")  # over the pool's
