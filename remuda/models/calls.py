@@ -68,12 +68,12 @@ _SUSPENDED = text("""
     RETURNING jobs.id
 """)
 
+# The state is asked for once alone, as in `remuda.models.cancel`.
 _HOLD = text("""
     WITH locked AS (
       SELECT id FROM jobs WHERE id = ANY(:ids) AND state = 'NEW' ORDER BY id FOR NO KEY UPDATE
     )
-    UPDATE jobs SET held = :held WHERE id IN (SELECT id FROM locked) AND state = 'NEW'
-    RETURNING id
+    UPDATE jobs SET held = :held WHERE id IN (SELECT id FROM locked) RETURNING id
 """)
 
 

@@ -11,6 +11,8 @@ from remuda.models.database import rows
 from remuda.models.selecting import like
 
 # The locks come first, and what they wait for is seen: a job that ends meanwhile is left alone.
+# The state is asked for there alone: where statistics say that all have ended, asking again has the
+# planner compare each job with each locked one.
 _CANCEL = """
     WITH locked AS (
       SELECT id FROM jobs WHERE state <> 'TERMINATED' AND {where} ORDER BY id FOR NO KEY UPDATE
@@ -20,7 +22,7 @@ _CANCEL = """
       state = CASE WHEN state = 'NEW' THEN 'TERMINATED' ELSE state END,
       reason = CASE WHEN state = 'NEW' THEN 'CANCELLED' END,
       ended_at = CASE WHEN state = 'NEW' THEN now() END
-    WHERE id IN (SELECT id FROM locked) AND state <> 'TERMINATED' RETURNING id
+    WHERE id IN (SELECT id FROM locked) RETURNING id
 """
 
 

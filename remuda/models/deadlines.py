@@ -25,10 +25,11 @@ _OVERDUE = f"""(
        WHERE d.job_id = j.id)
     ) + make_interval(secs => j.max_queue_s) < now())"""
 
+# The state is asked for once alone, as in `remuda.models.cancel`.
 _END = text(f"""
     UPDATE jobs SET state = 'TERMINATED', reason = 'QUEUE_TIMEOUT', ended_at = now(),
       message = 'it did not start within ' || max_queue_s || ' s (max_queue_s)'
-    WHERE state = 'NEW' AND id IN (
+    WHERE id IN (
       SELECT j.id FROM jobs j WHERE j.state = 'NEW' AND {_OVERDUE}
         AND (CAST(:ids AS bigint[]) IS NULL OR j.id = ANY(:ids))
       ORDER BY j.id LIMIT 10000 FOR NO KEY UPDATE OF j SKIP LOCKED)

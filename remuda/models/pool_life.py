@@ -270,12 +270,12 @@ def leave_pool(connection: Connection, pool_id: int) -> int:
                    AND p.state NOT IN ('CLOSING', 'CLOSED', 'PENDING_DELETE')
                  GROUP BY j.id
                ), locked AS (
-                 SELECT o.* FROM others o JOIN jobs j ON j.id = o.id ORDER BY o.id
+                 SELECT o.*, j.state FROM others o JOIN jobs j ON j.id = o.id ORDER BY o.id
                  FOR NO KEY UPDATE OF j
                )
                UPDATE jobs SET pool_id = l.pool_ids[1],
                  pool_ids = CASE WHEN cardinality(l.pool_ids) > 1 THEN l.pool_ids END
-               FROM locked l WHERE jobs.id = l.id AND jobs.state = 'NEW'"""
+               FROM locked l WHERE jobs.id = l.id AND l.state = 'NEW'"""
         ),
         {"pool": pool_id},
     )

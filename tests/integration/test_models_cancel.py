@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from remuda.models import cancel, outputs, requests
+from remuda.models import calls, cancel, deadlines, outputs, pool_life, requests
 from remuda.models.database import rows, transact
 from tests.integration.builders import (
     assert_sound,
@@ -186,3 +186,25 @@ def test_once_more(engine: Engine) -> None:
         assert second["idempotency_key"] is None
         assert (second["pool_id"], third["pool_id"]) == (pool, other)
         assert_sound(connection)
+
+
+@pytest.mark.parametrize("what", ["cancel", "hold", "deadline", "leave"])
+def test_many_after_all_had_ended_take_no_time_squared(engine: Engine, what: str) -> None:
+    size = 20_000
+    with engine.begin() as connection:
+        pool, other = make_pool(connection), make_pool(connection, "other")
+        cancel.request_cancel(connection, make_jobs(connection, pool, 100))
+        connection.execute(text("ANALYZE jobs"))  # now the planner expects that none is alive
+    with engine.begin() as connection:
+        jobs = make_jobs(connection, pool, size, max_queue_s=0.001)
+        connection.execute(text("UPDATE jobs SET pool_ids = :ids"), {"ids": [pool, other]})
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL statement_timeout = '12s'"))
+        if what == "cancel":
+            assert len(cancel.cancel_matching(connection, pool_id=pool)) == size
+        elif what == "hold":
+            assert calls.hold(connection, jobs) == set(jobs)
+        elif what == "deadline":
+            assert len(deadlines.end_overdue(connection)) == size // 2  # so many at a time
+        else:
+            assert pool_life.leave_pool(connection, pool) == size
