@@ -18,6 +18,7 @@ from remuda.errors import BadInput
 Row = dict[str, str]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+MAX_JOBS = 10_000_000  # of one call
 _MOST_NAMES = 1000
 _MOST_VALUE_BYTES = 64 << 10
 
@@ -40,10 +41,12 @@ def product(parameters: Mapping[str, Iterable[Any]]) -> Iterator[Row]:
     for name, each in given.items():
         if isinstance(each, (str, bytes)) or not isinstance(each, Iterable):
             raise BadInput(f"parameters[{name!r}] must be a list, not {shown(each)}")
-        some = [_value(f"parameters[{name!r}]", value) for value in each]
+        some = [_value(f"parameters[{name!r}]", v) for v in itertools.islice(each, MAX_JOBS + 1)]
         if not some:
             raise BadInput(f"parameters[{name!r}] is empty")
         values.append(some)
+        if math.prod(map(len, values)) > MAX_JOBS:
+            raise BadInput(f"one call may submit at most {MAX_JOBS} jobs")
     return (dict(zip(names, row, strict=True)) for row in itertools.product(*values))
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from remuda.checks import shown, whole
 from remuda.client.fitting import architecture_here, machine_memory, never_fits
 from remuda.client.jobs import Job
-from remuda.client.parameters import Row
+from remuda.client.parameters import MAX_JOBS, Row
 from remuda.client.preparing import CHUNK, Chunk, Preparer, Spool
 from remuda.client.template import Candidate, Template
 from remuda.deferring import best_delay_s, read_hours
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_JOBS = 10_000_000
 _ENDING = (PoolState.CLOSING, PoolState.CLOSED, PoolState.PENDING_DELETE)
 
 

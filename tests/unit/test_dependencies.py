@@ -160,6 +160,12 @@ def test_rows_from_everywhere(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_too_many_combinations_are_refused_before_any_is_made() -> None:
+    for values in ({"a": range(10_000), "b": range(10_000)},):
+        with pytest.raises(BadInput, match="at most 10000000 jobs"):
+            parameters.product(values)
+
+
 @pytest.mark.parametrize(
     "text",
     ["a,a\n1,2\n", "a,b\n1\n", "index\n1\n", "a b\n1\n", 'a\n"x\n', "", "a\n\udcff\n"],
