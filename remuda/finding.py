@@ -66,7 +66,7 @@ def _matching(item: Input, here: str, prefix: str) -> Iterator[FoundInput]:
     if not os.path.isdir(root):
         raise DataStagingError(f"input {item.local!r:.300}: there is no directory {fixed!r}")
     some = False
-    for found in _walk(item, root, pattern):
+    for found in _walk(item, root, pattern, shown=fixed):
         some = True
         yield FoundInput(prefix + found.name, found.path, fixed + found.name)
     if not some:
@@ -78,19 +78,22 @@ def _matching(item: Input, here: str, prefix: str) -> Iterator[FoundInput]:
 
 def _tree(item: Input, path: str, prefix: str) -> Iterator[FoundInput]:
     """Yield the files of a whole directory; an empty one has none."""
-    for found in _walk(item, path, Pattern("**")):
+    for found in _walk(item, path, Pattern("**"), shown=item.local):
         shown = os.path.join(item.local, found.name)
         yield FoundInput(prefix + found.name, found.path, shown)
 
 
-def _walk(item: Input, root: str, pattern: Pattern) -> Iterator[Found]:
-    """Yield the files meant; raises DataStagingError for anything meant that is no file."""
+def _walk(item: Input, root: str, pattern: Pattern, *, shown: str) -> Iterator[Found]:
+    """Yield the files meant; raises DataStagingError for anything meant that is no file.
+
+    `shown`: how to call `root` in messages.
+    """
     try:
         for found in walk(root, pattern.within, most=_MOST_SEEN):
             if not (found.folder or pattern.matches(found.name)):
                 continue
             if found.status is None or not stat.S_ISREG(found.status.st_mode):
-                where = os.path.join(fixed_part(item.local) or item.local, found.name)
+                where = os.path.join(shown, found.name) or item.local
                 raise DataStagingError(
                     f"input {where!r:.300}: {found.problem}", hint="name each file that is wanted"
                 )

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remuda.errors import DataStagingError
+from remuda.finding import found_inputs
 from remuda.patterns import ANY_OUTPUT, Pattern, TooMany, fixed_part, is_pattern, walk
+from remuda.spec_files import Input
 
 MATCHES = [
     ("*.csv", ["a.csv", "*.csv"], ["d/a.csv", ".a.csv", "a.csvx"]),
@@ -132,3 +135,12 @@ def test_a_walk_ends_however_many_files_there_are(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_searched_is_told(tmp_path: Path) -> None:
     (tmp_path / "shut").mkdir(mode=0)
     assert _names(tmp_path) == {"shut": "Permission denied"}
+
+
+def test_what_is_no_file_is_called_by_the_path_it_has(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    os.mkfifo(folder / "fifo")
+    for local, told in ((str(folder), f"{folder}/fifo"), ("in", "in/fifo"), ("in/f*", "in/fifo")):
+        with pytest.raises(DataStagingError, match=f"input '{re.escape(told)}': no regular file"):
+            found_inputs([Input(local, "in/")], str(tmp_path))
