@@ -180,7 +180,20 @@ def test_any_other_command_succeeds(site: Site) -> None:
     assert site.run(site.connect(), command=("rm", "-rf", "/"))["why"] == "OK"
 
 
-@pytest.mark.parametrize("words", [["--exit"], ["--exit", "x"], ["--what", "1"], ["--write", "x"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--exit"],
+        ["--exit", "x"],
+        ["--what", "1"],
+        ["--write", "x"],
+        ["--lines", "1000001"],
+        ["--lines", "-1"],
+        ["--sleep", "nan"],
+        ["--sleep", "-1"],
+        ["--signal", "65"],
+    ],
+)
 def test_a_script_that_is_wrong_complains(words: list[str]) -> None:
     script = read_script(["noop", *words])
     assert (script.exit_code, script.stderr.startswith("noop: ")) == (2, True)

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 __all__ = ["PROGRAM", "Script", "read_script"]
 
 PROGRAM = "noop"
+MOST_SLEEP_S = 1_000_000_000
+MOST_SIGNAL = 64
+MOST_LINES = 1_000_000  # the output is in the worker's own memory
 
 
 @dataclass(slots=True)
@@ -56,15 +59,21 @@ def read_script(command: Sequence[str]) -> Script:
     return script
 
 
+def _within(option: str, value: float, least: float, most: float) -> float:
+    if not least <= value <= most:  # nor is nan
+        raise ValueError(f"{option} takes {least} to {most}, not {value}")
+    return value
+
+
 def _take(script: Script, option: str, value: str) -> None:
     if option == "--sleep":
-        script.sleep_s = max(0.0, float(value))
+        script.sleep_s = _within(option, float(value), 0, MOST_SLEEP_S)
     elif option == "--exit":
         script.exit_code = int(value) & 0xFF
     elif option == "--signal":
-        script.signal = int(value)
+        script.signal = int(_within(option, int(value), 1, MOST_SIGNAL))
     elif option == "--lines":
-        script.lines = int(value)
+        script.lines = int(_within(option, int(value), 0, MOST_LINES))
     elif option == "--stdout":
         script.stdout += value
     elif option == "--stderr":
