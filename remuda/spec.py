@@ -160,6 +160,8 @@ class JobSpec:
             raise BadInput("deferrable needs max_queue_s: by when the job has to start")
         if self.retry is not None:
             put(self, "retry", retry_of(self.retry))
+            if self.retries:
+                raise BadInput("give one of retries and retry: a policy says itself how often")
         if self.after != ():
             put(self, "after", after_of(self.after))
 

@@ -161,7 +161,9 @@ def _input(local: Any, name: Any = None) -> Input:
             return _remote(path, name)
         path = path_of_url(path)
         name = os.path.basename(path) if name is None else name
-    hint = "give a pair (local path, name in the job)"
+    hint = (
+        "give its name in the job, too: a pair (local path, name), or NAME=PATH at the command line"
+    )
     if name is None:
         if not is_pattern(path):
             return Input(path, name_inside("input", path, hint=hint))

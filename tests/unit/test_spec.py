@@ -16,6 +16,7 @@ from remuda.spec import MAX_COMMAND_BYTES, JobSpec
 from remuda.spec_files import Input, Output
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "retries twice": ({"retries": 2, "retry": {"max_retries": 0}}, "one of retries and retry"),
     "no word": ({"command": []}, "empty"),
     "an empty string": ({"command": ""}, "empty"),
     "an empty first word": ({"command": ["", "x"]}, "empty"),
