@@ -156,17 +156,18 @@ def note_spawn(
         )
 
 
-def made_nothing(connection: Connection, vm_id: int, *, call: int) -> bool:
-    """Note that this call for a VM (the first is 1) left no machine; True if no call did so far."""
+def made_nothing(connection: Connection, row: Mapping[str, Any]) -> bool:
+    """Note that the call for a VM, begun with this row, left no machine; True if none did so far."""
+    told = {"vm": row["id"], "token": row["token"], "call": row["spawn_calls"]}
     connection.execute(
         text(
-            "UPDATE vms SET empty_calls = :call WHERE id = :vm AND spawn_calls = :call"
-            " AND empty_calls = :call - 1"
+            "UPDATE vms SET empty_calls = :call WHERE id = :vm AND token = :token"
+            " AND spawn_calls = :call AND empty_calls = :call - 1"
         ),
-        {"vm": vm_id, "call": call},
+        told,
     )
     query = text("SELECT empty_calls = spawn_calls FROM vms WHERE id = :vm")
-    return bool(connection.scalar(query, {"vm": vm_id}))
+    return bool(connection.scalar(query, {"vm": row["id"]}))
 
 
 def hold_vm(connection: Connection, vm_id: int, *, delay_s: float) -> None:

@@ -28,6 +28,7 @@ def vm_with_pool(connection: Connection, vm_id: int) -> Mapping[str, Any] | None
         connection,
         """SELECT v.id, v.name, v.state, v.token, v.provider_id, v.slots, v.memory_bytes, v.pool_id,
                   v.address, v.facts, v.image_id, v.offer, v.launch_failures, v.spawn_calls,
+                  v.provider_id IS NULL AND v.spawn_calls = v.empty_calls AS never_was,
                   coalesce(v.provider, p.provider) AS provider,
                   p.settings || v.offer_settings AS settings,
                   (SELECT (o ->> 'max_price')::float8 FROM jsonb_array_elements(p.offers) AS o

@@ -233,11 +233,11 @@ def _went_wrong(runtime: Runtime, row: Mapping[str, Any], error: Exception) -> b
 
     def work(connection: Connection) -> str:
         standing = launches.lock_launch(connection, row["id"])
+        nothing = isinstance(error, ProviderError) and error.made_nothing
+        if nothing:  # also of one that is to end by now
+            nothing = launches.made_nothing(connection, row)
         if standing is None or standing.vm["token"] != str(row["token"]):
             return "moved"
-        nothing = isinstance(error, ProviderError) and error.made_nothing
-        if nothing:
-            nothing = launches.made_nothing(connection, row["id"], call=row["spawn_calls"])
         verdict = launching.after_error(error, _progress(standing), standing.now)
         if verdict.act == "retry":
             launches.try_again(connection, row["id"], delay_s=verdict.delay_s, error=told)

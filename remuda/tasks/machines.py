@@ -51,7 +51,7 @@ def _terminate(runtime: Runtime, vm_id: int) -> bool:
     if row is None:
         return False
     runtime.links.drop(vm_id)
-    pool = _pool_of(runtime, row)
+    pool = None if row["never_was"] else _pool_of(runtime, row)
     if pool is not None and not pool.terminate(row["provider_id"], token=str(row["token"])):
         log.info("VM %d is still going", vm_id, extra={"vm_id": vm_id})
         return False

@@ -106,28 +106,6 @@ def test_what_fails_in_passing_is_tried_again_within_a_budget(yard: Yard) -> Non
     assert yard.the_pool["launch_failures"] == 0
 
 
-@pytest.mark.parametrize("empty", [[True] * 3, [False, True, True], [True, False, True]])
-def test_a_vm_that_no_try_made_ends_at_once(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch, empty: list[bool]
-) -> None:
-    """One of which a call may have left a machine is terminated first."""
-    left = list(empty)
-
-    def spawn(*_: object) -> str:
-        error = TransientProviderError("no host answers")
-        error.made_nothing = left.pop(0)
-        raise error
-
-    monkeypatch.setattr(NoopProvider, "spawn", spawn)
-    yard.pool(launch_retries=2)
-    [vm] = yard.vms()
-    for _ in empty:
-        found = yard.launch(vm)
-        yard.due()
-    assert found["state"] == ("HALTED" if all(empty) else "STOPPING")
-    assert (found["spawn_calls"], "no host answers" in found["error"]) == (3, True)
-
-
 def test_a_budget_that_is_used_up_is_a_failed_launch(yard: Yard) -> None:
     yard.pool({"spawn": ["TransientProviderError"] * 9}, launch_retries=1)
     [vm] = yard.vms()
