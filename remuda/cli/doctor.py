@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,17 @@ def _settings() -> Generator[Check, None, Settings | None]:
     file = config_file()
     given = [name for name in sorted(os.environ) if name.startswith("REMUDA_")]
     source = ", ".join(([str(file)] if file.exists() else []) + given) or "defaults only"
-    yield Check("settings", "ok", source)
+    known = [f"REMUDA_{name.upper()}" for name in type(settings).model_fields]
+    meant = {
+        name: close[0]
+        for name in given
+        if name not in known and (close := get_close_matches(name, known, 1, cutoff=0.85))
+    }
+    if meant:
+        advice = "; ".join(f"{name}: is {right} meant?" for name, right in meant.items())
+        yield Check("settings", "warn", f"{source}; no setting: {', '.join(meant)}", advice)
+    else:
+        yield Check("settings", "ok", source)
     return settings
 
 

@@ -166,6 +166,14 @@ def test_doctor_names_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (other.exit_code, other.stderr.startswith("remuda: error: wrong settings")) == (1, True)
 
 
+def test_doctor_names_a_misspelt_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMUDA_DATABSE_URL", "postgresql://db/x")
+    monkeypatch.setenv("REMUDA_SOMETHING_ELSE", "1")  # whoever's it is
+    found = {check["name"]: check for check in json.loads(remuda("doctor --json").stdout)}
+    assert found["settings"]["status"] == "warn"
+    assert found["settings"]["advice"] == "REMUDA_DATABSE_URL: is REMUDA_DATABASE_URL meant?"
+
+
 def test_up_tells_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
     configured(monkeypatch)
     running: list[Process] = [WORKER]
