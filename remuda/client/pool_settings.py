@@ -40,10 +40,11 @@ _COLUMNS = {"completion_ttl": "completion_ttl_s"}
 
 def pool_name(name: Any) -> str:
     """Return a name a pool can have; raises BadInput."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or _UUID.fullmatch(name):
         raise BadInput(
             f"{shown(name)} cannot be the name of a pool",
-            hint="1 to 63 letters, digits, dots, dashes, underscores; a letter or digit first",
+            hint="1 to 63 letters, digits, dots, dashes, underscores; a letter or digit first;"
+            " no UUID",
         )
     return name
 

@@ -121,6 +121,7 @@ def insert_pool(
     values = ", ".join(_value(column, value) for column, value in columns.items())
     try:
         with connection.begin_nested():
+            _check_words(connection, name=name, shortname=fields.get("shortname"))
             made = connection.scalar(
                 text(f"INSERT INTO pools ({names}) VALUES ({values}) RETURNING id"),
                 _bound(columns),
@@ -130,6 +131,24 @@ def insert_pool(
     if fields.get("resources"):
         pool_resources.replace(connection, int(made), fields["resources"])
     return int(made)
+
+
+def _check_words(
+    connection: Connection, *, name: str | None, shortname: str | None, pool_id: int = 0
+) -> None:
+    """Raise AlreadyExists if a pool would be hidden by another: names are looked up before shortnames."""
+    found = rows(
+        connection,
+        f"""SELECT name, shortname FROM pools WHERE {_NOT_ENDED} AND id <> :id
+              AND (name = CAST(:short AS text) OR shortname = CAST(:name AS text)) LIMIT 1""",
+        id=pool_id,
+        name=name,
+        short=shortname,
+    )
+    for row in found:
+        if row["name"] == shortname:
+            raise AlreadyExists(f"shortname {shortname!r} is the name of another pool")
+        raise AlreadyExists(f"{name!r} is the shortname of pool {row['name']!r}")
 
 
 def change_pool(connection: Connection, pool_id: int, fields: Mapping[str, Any]) -> None:
@@ -153,6 +172,9 @@ def change_pool(connection: Connection, pool_id: int, fields: Mapping[str, Any])
             f"pool {found[0]['name']} is {state}: cannot set {', '.join(sorted(fields))}",
             hint="the pool has ended",
         )
+    words = {"name": fields.get("name"), "shortname": fields.get("shortname")}
+    if any(words.values()):
+        _check_words(connection, **words, pool_id=pool_id)
     if {"settings", "offers"} & set(fields):
         shelves.check_groups(connection, {**found[0], **fields}, pool_id=pool_id)
     wanted = fields.get("secrets", {}).get("names", ())

@@ -224,12 +224,33 @@ def test_an_open_pool_is_found_before_a_closed_one(bench: Workbench) -> None:
         assert client.pool("sim").id == old.id
         new = client.create_pool("sim-2", shortname="sim")
         assert client.pool("sim").id == new.id
+        assert (client.pool(old.uuid).id, client.pool(new.uuid).id) == (old.id, new.id)
+        new.close()
         named = client.create_pool("sim")
         assert client.pool("sim").id == named.id
-        assert (client.pool(old.uuid).id, client.pool(new.uuid).id) == (old.id, new.id)
         named.close()
-        new.close()
         assert client.pool("sim").id == named.id
+
+
+def test_no_pool_hides_another(bench: Workbench) -> None:
+    """Neither by its name, which is looked up first, nor by its shortname."""
+    with bench.client() as client:
+        one = client.create_pool("one", shortname="uno")
+        with pytest.raises(AlreadyExists, match="'one' is the name of another pool"):
+            client.create_pool("two", shortname="one")
+        with pytest.raises(AlreadyExists, match="'uno' is the shortname of pool 'one'"):
+            client.create_pool("uno")
+        two = client.create_pool("two")
+        for name, value in (("name", "uno"), ("shortname", "one")):
+            setattr(two, name, value)
+            with pytest.raises(AlreadyExists):
+                two.commit()
+            two.discard()
+        assert [pool.name for pool in client.pools()] == ["one", "two"]
+        one.shortname = "one"  # its own
+        one.commit()
+        with pytest.raises(BadInput, match="cannot be the name of a pool"):
+            client.create_pool(two.uuid)
 
 
 def test_a_misspelt_setting_is_refused(bench: Workbench) -> None:
