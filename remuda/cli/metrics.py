@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from remuda.cli.base import Command
-from remuda.errors import BadInput
 
 if TYPE_CHECKING:
     from prometheus_client.registry import CollectorRegistry
@@ -62,6 +61,7 @@ def metrics(
     machine's state directory. docs/metrics.md lists all, docs/runbook.md the alerts.
     """
     from remuda.config import load_settings
+    from remuda.tasks.serving import address
 
     settings = load_settings()
     host, port = address(listen)
@@ -80,28 +80,18 @@ def metrics(
     serve(registry, host, port)
 
 
-def address(listen: str) -> tuple[str, int]:
-    """Return host and port of HOST:PORT, [IPv6]:PORT or PORT; raises BadInput."""
-    host, _, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
-    if not (port.isascii() and port.isdigit() and int(port) < 65536):
-        raise BadInput(f"{listen!r} is not HOST:PORT", hint="--listen 127.0.0.1:9808")
-    return host, int(port)
-
-
 def make_registry(
     settings: Settings, *, only_processes: bool, cache_s: float, max_owners: int, max_pools: int
 ) -> CollectorRegistry:
     """Return what is served; raises RemudaError when there is no database with this schema."""
-    from prometheus_client import PROCESS_COLLECTOR
+    from remuda.tasks.serving import of_processes
 
-    from remuda.metrics.collector import ProcessesCollector, SystemCollector, registry_of
-
-    processes = ProcessesCollector(settings.state_dir / "metrics")
+    registry = of_processes(settings.state_dir)
     if only_processes:
-        return registry_of(PROCESS_COLLECTOR, processes)
+        return registry
     from remuda import system
     from remuda.cli import health
+    from remuda.metrics.collector import SystemCollector
     from remuda.models.database import make_engine
 
     engine = make_engine(system.bring_up(settings, processes=False), pool_size=1)
@@ -112,20 +102,15 @@ def make_registry(
         most_owners=max_owners,
         most_pools=max_pools,
     )
-    return registry_of(PROCESS_COLLECTOR, whole, processes)
+    registry.register(whole)
+    return registry
 
 
 def serve(registry: CollectorRegistry, host: str, port: int) -> None:
     """Serve until interrupted; raises BadInput when the address cannot be listened on."""
-    from prometheus_client import start_http_server
+    from remuda.tasks.serving import listen
 
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except (OSError, UnicodeError) as error:
-        raise BadInput(
-            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
-            hint="another --listen?",
-        ) from None
+    server, thread = listen(registry, host, port)
     click.echo(f"metrics on http://{host}:{server.server_port}/metrics", err=True)
     try:
         thread.join()

@@ -30,8 +30,14 @@ def become(*arguments: str) -> None:
     context_settings=PASS_ON,
     short_help="Be a Celery worker of Remuda.",
 )
+@click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    help="Serve /metrics there, to whoever asks: what `remuda metrics --only-processes` does. For "
+    "workers whose state directory no `remuda metrics` sees, such as those in containers.",
+)
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED, metavar="[CELERY OPTIONS]...")
-def worker(celery_options: tuple[str, ...]) -> None:
+def worker(metrics: str | None, celery_options: tuple[str, ...]) -> None:
     """Run `celery -A remuda.tasks worker` in the foreground, in this process.
 
     Options of `celery worker` are passed on and win over the ones set here. Start as many workers
@@ -41,6 +47,7 @@ def worker(celery_options: tuple[str, ...]) -> None:
         remuda worker                        # all queues
         remuda worker -Q jobs -c 16          # or one kind of work each
         remuda worker -Q control,vms
+        remuda worker --metrics 0.0.0.0:9808
 
     TERM ends it after its present tasks (a second or so); jobs on VMs go on, and the next worker
     attaches to them again.
@@ -48,6 +55,10 @@ def worker(celery_options: tuple[str, ...]) -> None:
     from remuda.config import load_settings
 
     settings = load_settings()
+    if metrics is not None:
+        from remuda.tasks import serving
+
+        serving.check(metrics, option="--metrics")
     _check_schema(settings)
     become(
         "worker",
@@ -57,6 +68,7 @@ def worker(celery_options: tuple[str, ...]) -> None:
         f"--hostname=worker{os.getpid()}@%h",
         "--without-mingle",
         "--without-gossip",
+        *([] if metrics is None else [f"--metrics={metrics}"]),
         *celery_options,
     )
 

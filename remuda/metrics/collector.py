@@ -1,4 +1,4 @@
-"""What a scrape reads: the database in one snapshot, the broker, this machine's processes."""
+"""What a scrape reads of the system: the database in one snapshot, and the broker."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -101,29 +99,3 @@ class SystemCollector(Collector):
 
 def _one(name: str, help_: str, value: float) -> Metric:
     return GaugeMetricFamily(name, help_, value=float(value))
-
-
-class ProcessesCollector(Collector):
-    """The figures of this machine's worker processes, living and dead, added up."""
-
-    def __init__(self, folder: Path) -> None:
-        """Read `folder`, now or whenever it is there."""
-        self._folder = folder
-
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing: names are known when they are collected."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield all families there are."""
-        if self._folder.is_dir():
-            reader = MultiProcessCollector(CollectorRegistry(), path=str(self._folder))  # type: ignore[no-untyped-call]
-            yield from reader.collect()  # type: ignore[no-untyped-call]
-
-
-def registry_of(*collectors: Collector) -> CollectorRegistry:
-    """Return a registry of these collectors alone."""
-    registry = CollectorRegistry()
-    for collector in collectors:
-        registry.register(collector)
-    return registry

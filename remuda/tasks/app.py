@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import click
 from celery import Celery
 from celery.signals import beat_init, celeryd_init, setup_logging
 from kombu.entity import Queue
@@ -25,7 +26,7 @@ TASKS = (
     "remuda.tasks.control",
     "remuda.tasks.flower.commands",
 )
-WATCHER = "remuda.tasks.watching:WatcherStep"
+STEPS = ("remuda.tasks.watching:WatcherStep", "remuda.tasks.serving:MetricsStep")
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
@@ -79,7 +80,12 @@ def make_app(settings: Settings) -> Celery:
     broker.register()
     made = Celery("remuda")
     made.conf.update(configuration(settings))
-    made.steps["worker"].add(WATCHER)
+    made.steps["worker"].update(STEPS)
+    made.user_options["worker"].add(
+        click.Option(
+            ["--metrics"], metavar="HOST:PORT", help="Serve metrics of this machine's workers."
+        )
+    )
     return made
 
 

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes `remuda metrics` of a running system, with its alerts loaded."""
+"""A real Prometheus scrapes `remuda metrics` of a running system, and a worker serves its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remuda import JobSpec
-from tests.system import eventually, running_system
+from tests.system import System, eventually, running_system
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,3 +93,45 @@ def test_prometheus_scrapes_a_system(tmp_path: Path, database_url: str) -> None:
             for process in (server, exporter):
                 process.terminate()
                 process.wait(20)
+
+
+def test_a_worker_serves_what_it_measures(tmp_path: Path, database_url: str) -> None:
+    """`remuda worker --metrics` tells of its sweeps; a second one is refused that address."""
+    port = free_port()
+    command = [sys.executable, "-m", "remuda", "worker", f"--metrics=127.0.0.1:{port}"]
+
+    def served() -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    system = System(tmp_path, database_url=database_url, broker_url="filesystem://")
+    try:
+        system.start_beat()
+        with (tmp_path / "worker.log").open("ab") as log:
+            system.processes["worker"] = subprocess.Popen(
+                command,
+                env=system.environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        for series in (
+            'remuda_sweep_duration_seconds_count{sweep="declare_stalled"}',
+            "remuda_placement_duration_seconds_count",
+            "process_cpu_seconds_total",
+        ):
+            eventually(f"{series} is served", lambda series=series: series in served())  # type: ignore[misc]
+        assert "remuda_database_up" not in served()
+        second = subprocess.run(
+            command, env=system.environment, capture_output=True, text=True, timeout=60
+        )
+        assert second.returncode == 2
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in second.stderr
+        system.stop("worker")
+        assert not served()
+    finally:
+        system.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -283,6 +284,38 @@ def test_processes_become_celery_with_the_callers_options_last(
         sys.executable, sys.executable, "-m", "celery", "-A", "remuda.tasks", kind,
     ]  # fmt: skip
     assert became[-len(options) :] == options
+
+
+def test_a_worker_is_told_where_to_serve_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(monkeypatch)
+    became: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda path, argv: became.extend(argv))
+    assert remuda("worker --metrics 127.0.0.1:0 -Q jobs").exit_code == 0
+    assert became[-3:] == ["--metrics=127.0.0.1:0", "-Q", "jobs"]
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("''", "'' is not HOST:PORT"),
+        ("here", "'here' is not HOST:PORT"),
+        ("127.0.0.1:65536", "'127.0.0.1:65536' is not HOST:PORT"),
+        ("192.0.2.1:9808", "cannot listen on 192.0.2.1:9808: Cannot assign requested address"),
+        ("taken", "cannot listen on 127.0.0.1:{port}: Address already in use"),
+    ],
+)
+def test_a_worker_does_not_start_where_it_could_not_serve_metrics(
+    monkeypatch: pytest.MonkeyPatch, where: str, why: str
+) -> None:
+    monkeypatch.setattr(os, "execv", lambda path, argv: pytest.fail("it started"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        where = f"127.0.0.1:{port}" if where == "taken" else where
+        result = remuda(f"worker --metrics {where}")
+    assert (result.exit_code, result.stdout) == (2, "")
+    told, hint = result.stderr.splitlines()
+    assert told == "remuda: error: " + why.format(port=port)
+    assert "--metrics" in hint
 
 
 def test_demo_passes_its_options_and_exit_code_on(

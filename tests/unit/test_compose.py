@@ -88,6 +88,17 @@ def test_secrets_and_volumes_are_declared_and_used() -> None:
         assert (COMPOSE / path).exists(), path
 
 
+def test_prometheus_asks_whoever_serves_metrics() -> None:
+    """`metrics` once, and every container of `worker`; neither port is published."""
+    asked = (COMPOSE / "prometheus/compose.yml").read_text()
+    services = section("services")
+    (port,) = re.findall(r'"--metrics=0\.0\.0\.0:(\d+)"', services["worker"])
+    assert re.findall(r"names: \[(\w+)\]\n +type: A\n +port: (\d+)", asked) == [("worker", port)]
+    (port,) = re.findall(r'"--listen=0\.0\.0\.0:(\d+)"', services["metrics"])
+    assert re.findall(r'targets: \["(.*)"\]', asked) == [f"metrics:{port}"]
+    assert "ports:" not in services["worker"] + services["metrics"]
+
+
 def test_variables_are_those_of_the_example() -> None:
     """Each has a default in compose.yaml, the same as in .env.example."""
     used = dict(re.findall(r"(?<!\$)\$\{(\w+):-([^}]*)\}", TEXT))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import values
 
-from remuda.metrics.collector import ProcessesCollector
 from remuda.tasks import figures
 from remuda.tasks.figures import Figures
+from remuda.tasks.serving import ProcessesCollector
 
 
 @pytest.fixture(autouse=True)

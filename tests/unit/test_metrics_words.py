@@ -14,12 +14,12 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from remuda.cli.metrics import address
 from remuda.errors import BadInput
-from remuda.metrics.collector import ProcessesCollector, SystemCollector, registry_of
+from remuda.metrics.collector import SystemCollector
 from remuda.metrics.families import families
 from remuda.models.measuring import Measures
 from remuda.tasks import figures
+from remuda.tasks.serving import ProcessesCollector, address, registry_of
 
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "compose/prometheus/alerts.yml"
