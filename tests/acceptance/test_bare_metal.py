@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import configparser
 import contextlib
 import json
@@ -234,6 +235,38 @@ def test_a_database_cut_off_is_waited_for(site: tuple[Site, Sshd]) -> None:
         assert job.result(timeout_s=90).exit_code == 0
         assert job.attempts == 1
     assert broken(place.system.query) == {}
+
+
+@pytest.mark.parametrize(
+    ("unit", "url", "wanted"),
+    [
+        ("remuda-metrics.service", "http://127.0.0.1:9808/metrics", "remuda_database_up 1.0"),
+        ("remuda-flower.service", "http://127.0.0.1:5555/api/workers?refresh=1", "worker1@worker-1"),
+    ],
+)
+def test_metrics_and_flower_answer_on_their_host(
+    site: tuple[Site, Sshd], unit: str, url: str, wanted: str
+) -> None:
+    """The units' commands serve there what they are for; Flower lets in the user it made."""
+    place, _ = site
+    place.start("producer", unit)
+    users = place.folder / "producer/state/flower/auth"
+    ask = "import sys, urllib.request as r; q = r.Request(sys.argv[1]); " + (
+        "q.add_header('Authorization', sys.argv[2]); print(r.urlopen(q, timeout=5).read().decode())"
+    )
+
+    def answer() -> str:
+        user = users.read_bytes().strip() if users.exists() else b""
+        words = [sys.executable, "-c", ask, url, "Basic " + base64.b64encode(user).decode()]
+        done = subprocess.run(
+            place.on("producer", words), capture_output=True, text=True, timeout=30
+        )
+        return done.stdout
+
+    try:
+        eventually(f"{unit} tells {wanted}", lambda: wanted in answer(), timeout_s=60)
+    finally:
+        place.system.stop("producer")
 
 
 @pytest.mark.parametrize("unit", sorted(path.name for path in (DEPLOY / "systemd").iterdir()))
