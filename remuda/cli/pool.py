@@ -323,7 +323,11 @@ def _words(command: Sequence[str] | None) -> str | None:
 
 def _rollout(pool: Pool) -> str:
     state = pool.rollout()
-    return f"to {state['image']}: {state['current']} VMs are of it, {state['outdated']} are not yet"
+    are, are_not = (
+        f"{number} VM is" if number == 1 else f"{number} VMs are"
+        for number in (state["current"], state["outdated"])
+    )
+    return f"to {state['image']}: {are} of it, {are_not} not yet"
 
 
 def _only_with(record: Mapping[str, Any], what: str, seconds: str) -> str:

@@ -37,8 +37,8 @@ def explain_pool(pool: Mapping[str, Any]) -> list[str]:
     said += _decision(pool["decision"])
     if pool.get("short_slots"):
         said.append(
-            f"Its work needs {pool['short_slots']} slots that only others keep from it, since "
-            f"{_time(pool['short_since'])}: flex pools make room as far as they can."
+            f"Its work needs {_count(pool['short_slots'], 'slot')} that only others keep from it, "
+            f"since {_time(pool['short_since'])}: flex pools make room as far as they can."
         )
     if pool.get("offers"):
         names = ", ".join(offer["name"] for offer in pool["offers"])
@@ -57,7 +57,9 @@ def explain_pool(pool: Mapping[str, Any]) -> list[str]:
         said.append(f"It is frozen: {pool['frozen_reason']}")
     if pool["launch_failures"]:
         since = f", since {_time(pool['paused_at'])}" if pool.get("paused_at") else ""
-        said.append(f"{pool['launch_failures']} launches failed in a row{since}: {pool['message']}")
+        count = pool["launch_failures"]
+        what = "1 launch failed" if count == 1 else f"{count} launches failed in a row"
+        said.append(f"{what}{since}: {pool['message']}")
     elif pool.get("paused_until") is not None and pool["message"]:
         since = f" since {_time(pool['paused_at'])}," if pool.get("paused_at") else ""
         said.append(f"No VM is asked for{since} until {pool['paused_until']}: {pool['message']}")
@@ -68,7 +70,7 @@ def describe_policy(policy: Policy) -> str:
     """Return what a policy says and when it is active, in a line."""
     size = policy.size
     if policy.kind == "fixed":
-        what = f"{size.maximum_total_slots} slots"
+        what = _count(size.maximum_total_slots, "slot")
     else:
         what = (
             f"{size.minimum_total_slots} to {size.maximum_total_slots} slots by demand, "
@@ -93,7 +95,9 @@ def _rules(pool: Mapping[str, Any]) -> list[str]:
     now = datetime.now(UTC)
     ruling = policy_at(policies, now)
     if ruling is None:
-        said = [f"None of its {len(policies)} policies is active, so its own size rules. {own}"]
+        number = len(policies)
+        which = "Its policy is not" if number == 1 else f"None of its {number} policies is"
+        said = [f"{which} active, so its own size rules. {own}"]
     else:
         said = [f"Policy {ruling.name} rules ({ruling.kind}): {describe_policy(ruling)}."]
     change = next_change(policies, now)
@@ -105,7 +109,8 @@ def _rules(pool: Mapping[str, Any]) -> list[str]:
 
 def _own(pool: Mapping[str, Any]) -> str:
     if not pool["is_elastic"]:
-        return f"Static: {pool['instance_count']} VMs of {pool['slots_per_vm']} slots."
+        vms, slots = _count(pool["instance_count"], "VM"), _count(pool["slots_per_vm"], "slot")
+        return f"Static: {vms} of {slots}."
     return (
         f"Elastic: {pool['elastic_minimum_slots']} to {pool['elastic_maximum_slots']} slots, "
         f"{pool['elastic_minimum_idle_slots']} kept free, a VM goes after "

@@ -241,7 +241,11 @@ def test_a_database_cut_off_is_waited_for(site: tuple[Site, Sshd]) -> None:
     ("unit", "url", "wanted"),
     [
         ("remuda-metrics.service", "http://127.0.0.1:9808/metrics", "remuda_database_up 1.0"),
-        ("remuda-flower.service", "http://127.0.0.1:5555/api/workers?refresh=1", "worker1@worker-1"),
+        (
+            "remuda-flower.service",
+            "http://127.0.0.1:5555/api/workers?refresh=1",
+            "worker1@worker-1",
+        ),
     ],
 )
 def test_metrics_and_flower_answer_on_their_host(
