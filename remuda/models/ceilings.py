@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
-from remuda.models.sql import sql_list
+from remuda.models.sql import RETURNS, sql_list
 from remuda.models.states import OPEN_POOL, PoolState
 
 _LOCK = 0x52454D43  # "REMC": pools that share a ceiling grow one after the other
@@ -37,11 +37,11 @@ def usage(connection: Connection) -> Sequence[Mapping[str, Any]]:
                         WHEN p.is_elastic THEN p.elastic_minimum_slots
                         ELSE p.instance_count * p.slots_per_vm END AS floor
             FROM pools p LEFT JOIN (
-              SELECT pool_id, sum(slots) AS used, sum(slots) FILTER (WHERE NOT draining
+              SELECT pool_id, sum(slots) AS used, sum(slots) FILTER (WHERE (NOT draining OR {RETURNS})
                        AND state NOT IN ('STOPPING', 'STALLED', 'ERROR')) AS alive,
                      sum(slots) FILTER (WHERE state = 'STOPPING' OR preempted_for IS NOT NULL)
                        AS leaving
-              FROM vms WHERE state <> 'HALTED' GROUP BY pool_id) v ON v.pool_id = p.id
+              FROM vms v WHERE state <> 'HALTED' GROUP BY pool_id) v ON v.pool_id = p.id
             WHERE p.state NOT IN ('UNSUBMITTED', 'CLOSED', 'PENDING_DELETE')
             ORDER BY p.id""",
     )

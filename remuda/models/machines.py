@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from remuda.models import vm_life
 from remuda.models.database import rows
+from remuda.models.sql import RETURNS
 
 # Longer than any step takes; then its message was lost or its worker died.
 _OVERDUE = """
@@ -135,9 +136,10 @@ def set_facts(connection: Connection, vm_id: int, facts: Mapping[str, Any]) -> N
 
 
 def end_reboot(connection: Connection, vm_id: int) -> None:
-    """Record that the VM's reboot is over; it takes work again."""
+    """Record that the VM's reboot is over; it takes work again, unless it is to go anyway."""
     connection.execute(
-        text("UPDATE vms SET reboot = NULL, draining = false WHERE id = :vm"), {"vm": vm_id}
+        text(f"UPDATE vms v SET reboot = NULL, draining = NOT {RETURNS} WHERE id = :vm"),
+        {"vm": vm_id},
     )
 
 

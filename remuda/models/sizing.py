@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from remuda.models.database import rows
 from remuda.models.demand import Shape, demands_of, limits_of
-from remuda.models.sql import READY, sql_list
+from remuda.models.sql import READY, RETURNS, sql_list
 from remuda.models.states import OPEN_POOL, PoolState
 from remuda.models.vm_life import close_idle, insert_vms
 
@@ -49,8 +49,8 @@ _DUE = f"""
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """
 
-_VMS = """
-    SELECT v.pool_id, v.id, v.state, v.slots, v.draining, v.replaced, v.reboot,
+_VMS = f"""
+    SELECT v.pool_id, v.id, v.state, v.slots, v.draining, v.replaced, v.reboot, {RETURNS} AS returns,
            least(v.slots, greatest(coalesce(a.cores, 0) + coalesce(l.slots, 0),
                                    (coalesce(a.live, 0) > 0)::int)) AS busy_slots,
            greatest(coalesce(a.cores, 0) - v.slots, 0) AS ahead_slots,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -174,22 +176,7 @@ def snapshot_of(
         instance_count=pool["instance_count"],
         slots_per_vm=pool["slots_per_vm"],
         vms=tuple(
-            VmSlots(
-                id=vm["id"],
-                state=_STAGE[vm["state"]],
-                slots=vm["slots"],
-                busy_slots=vm["busy_slots"],
-                idle_since=vm["idle_since"] if vm["busy_slots"] == 0 else None,
-                draining=vm["draining"],
-                free_memory_bytes=None
-                if vm["memory_bytes"] is None
-                else vm["memory_bytes"] - vm["used_memory_bytes"],
-                free_gpus=vm["gpus"] - vm["used_gpus"],
-                hardware=hardware_of(vm) if vm["state"] == VmState.RUNNING else None,
-                key=binding(pool["isolation"], vm["bound_owner_id"], vm["bound_sandbox"]),
-            )
-            for vm in demand.vms
-            if vm["state"] in _STAGE
+            _slots_of(vm, isolation=pool["isolation"]) for vm in demand.vms if vm["state"] in _STAGE
         ),
         queued_slots=demand.queued_slots,
         last_resize_at=pool["last_resize_at"],
@@ -217,4 +204,27 @@ def snapshot_of(
         stopped=pool["budget_stop"] or "",
         shelf_full=shelf_full,
         short_slots=pool["short_slots"],
+    )
+
+
+def _slots_of(vm: Mapping[str, Any], *, isolation: str) -> VmSlots:
+    """Return a VM as sizing counts it; one that restarts on demand is coming, as one that boots.
+
+    While one that is to restart still works, nothing more fits on it.
+    """
+    busy_slots, returns = vm["busy_slots"], vm["draining"] and vm["returns"]
+    known = returns or vm["state"] == VmState.RUNNING
+    return VmSlots(
+        id=vm["id"],
+        state="booting" if returns and not busy_slots else _STAGE[vm["state"]],
+        slots=vm["slots"],
+        busy_slots=vm["slots"] if returns and busy_slots else busy_slots,
+        idle_since=None if returns or busy_slots else vm["idle_since"],
+        draining=vm["draining"] and not returns,
+        free_memory_bytes=None
+        if vm["memory_bytes"] is None
+        else vm["memory_bytes"] - vm["used_memory_bytes"],
+        free_gpus=vm["gpus"] - vm["used_gpus"],
+        hardware=hardware_of(vm) if known else None,
+        key=binding(isolation, vm["bound_owner_id"], vm["bound_sandbox"]),
     )

@@ -14,7 +14,7 @@ __all__ = ["Ceiling", "PoolSnapshot", "VmSlots"]
 
 @dataclass(frozen=True, slots=True)
 class VmSlots:
-    """A VM that works or will: its state is requested, booting or running.
+    """A VM that works or will: its state is requested, booting (restarting, too) or running.
 
     `idle_since` is set while a running one has nothing to do. `key`: whom it is bound to.
     """

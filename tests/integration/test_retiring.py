@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from remuda.errors import IllegalTransition, Refused
-from remuda.models import exits, vm_life
+from remuda.models import ceilings, exits, vm_life
 from remuda.models import retiring as models
 from remuda.models.database import rows
 from remuda.models.states import VmState
@@ -217,6 +217,94 @@ def test_a_drained_reboot_waits_for_its_jobs(herd: Yard) -> None:
     assert herd.vm(1)["state"] == "RUNNING"  # it drains to restart, not to go
     retiring.retire_vms(herd.runtime)
     assert (herd.vm(1)["state"], herd.vm(1)["reboot"]) == ("WAIT_SSH_CONTEXT", "TOLD")
+
+
+def sized(yard: Yard) -> dict[str, Any]:
+    """Size the pool, whether due or not; return what was decided."""
+    yard.sql("UPDATE pools SET last_resize_at = NULL")
+    sizing.resize_pools(yard.runtime)
+    decision: dict[str, Any] = yard.the_pool["decision"]
+    return decision
+
+
+def come_back(yard: Yard, vm_id: int) -> dict[str, Any]:
+    for _ in range(50):
+        yard.due()
+        if yard.launch(vm_id)["state"] == "RUNNING":
+            break
+    return yard.vm(vm_id)
+
+
+@pytest.mark.parametrize("drain", [False, True])
+def test_an_idle_vm_that_reboots_is_not_replaced(yard: Yard, drain: bool) -> None:
+    yard.pool(slots_per_vm=2, is_elastic=True, elastic_minimum_slots=2, elastic_maximum_slots=8)
+    [vm] = yard.vms(1)
+    assert yard.launch(vm)["state"] == "RUNNING"
+    yard.runtime.transact(lambda c: models.ask_reboot(c, vm, drain=drain))
+    for step in ("asked", "told"):
+        found = sized(yard)
+        assert (found["alive"], found["inputs"]["booting"], states(yard)) == (
+            2,
+            2,
+            [yard.vm(vm)["state"]],
+        ), step
+        assert "1 VM" in str(found["outlook"]), found["outlook"]
+        retiring.retire_vms(yard.runtime)
+    used = yard.runtime.transact(ceilings.usage)
+    assert (used[0]["used"], used[0]["alive"]) == (2, 2)
+    assert come_back(yard, vm)["state"] == "RUNNING"
+    assert (sized(yard)["alive"], states(yard)) == (2, ["RUNNING"])
+
+
+def test_what_waits_does_not_count_on_a_vm_that_still_works_before_it_restarts(yard: Yard) -> None:
+    yard.pool(slots_per_vm=2, is_elastic=True, elastic_minimum_slots=2, elastic_maximum_slots=4)
+    [vm] = yard.vms(1)
+    assert yard.launch(vm)["state"] == "RUNNING"
+    work(yard, 1)
+    yard.runtime.transact(lambda c: models.ask_reboot(c, vm, drain=True))
+    assert (sized(yard)["grow_vms"], len(states(yard))) == (0, 1)
+    yard.runtime.transact(lambda c: make_jobs(c, yard.pool_id, 1))
+    assert (sized(yard)["grow_vms"], len(states(yard))) == (1, 2)
+
+
+def test_a_vm_that_does_not_come_back_from_its_reboot_is_replaced(yard: Yard) -> None:
+    yard.pool(
+        slots_per_vm=2,
+        is_elastic=True,
+        elastic_minimum_slots=2,
+        elastic_maximum_slots=8,
+        launch_timeout_s=600,
+    )
+    [vm] = yard.vms(1)
+    assert yard.launch(vm)["state"] == "RUNNING"
+    yard.runtime.transact(lambda c: models.ask_reboot(c, vm, drain=False))
+    retiring.retire_vms(yard.runtime)
+    yard.sql("UPDATE vms SET asked_at = now() - interval '601 seconds'")
+    world().vanish(yard.vm(vm)["provider_id"])
+    yard.due()
+    assert yard.launch(vm)["state"] in ("ERROR", "STOPPING")
+    yard.due()
+    assert (sized(yard)["grow_vms"], len(states(yard))) == (1, 2)
+
+
+def test_an_interrupted_vm_goes_though_it_restarts(herd: Yard) -> None:
+    herd.runtime.transact(lambda c: models.ask_reboot(c, 1, drain=False))
+    retiring.retire_vms(herd.runtime)
+    herd.runtime.transact(lambda c: models.interrupt_vm(c, 1, in_s=120))
+    assert sized(herd)["alive"] == 6
+    found = come_back(herd, 1)
+    assert (found["state"], found["reboot"], found["draining"]) == ("RUNNING", None, True)
+
+
+def test_a_used_vm_of_a_single_use_serves_nobody_after_its_reboot(yard: Yard) -> None:
+    yard.pool(instance_count=1, slots_per_vm=1, isolation="single_use")
+    [vm] = yard.vms(1)
+    assert yard.launch(vm)["state"] == "RUNNING"
+    work(yard, 1)
+    yard.runtime.transact(lambda c: models.ask_reboot(c, vm, drain=False))
+    retiring.retire_vms(yard.runtime)
+    found = come_back(yard, vm)
+    assert (found["state"], found["draining"]) == ("RUNNING", True)
 
 
 def test_a_worker_that_dies_in_the_middle_of_a_reboot(herd: Yard) -> None:
