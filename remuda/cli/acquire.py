@@ -91,8 +91,9 @@ def acquire(
         remuda acquire --pool builders --pool spare --tag arm64 --ttl 1h
 
     The command sees REMUDA_VM_ID, _NAME, _ADDRESS, _PORT, _USER, _KEY_FILE, _HOST_KEY, _HOME, _SLOTS,
-    REMUDA_LEASE_ID and REMUDA_LEASE_TOKEN. Signals are passed on to it; the lease is renewed as
-    long as it runs, and released when it has ended.
+    REMUDA_LEASE_ID, REMUDA_LEASE_TOKEN and, of a pool of the command provider, REMUDA_VM_DATA: what
+    its cmd_new printed. Signals are passed on to it; the lease is renewed as long as it runs, and
+    released when it has ended.
 
     Without a command the lease is printed, and lasts for --ttl: `remuda lease renew` extends it,
     `remuda lease release ID --token TOKEN` gives it back.
@@ -198,7 +199,12 @@ class _Held:
     def _run(self, command: Sequence[str]) -> int:
         try:
             self._process = subprocess.Popen(
-                command, env={**os.environ, **environment_of(self._lease)}
+                command,
+                env={
+                    **os.environ,
+                    **environment_of(self._lease),
+                    "REMUDA_VM_DATA": self._lease.data(),  # for the command alone
+                },
             )
         except OSError as error:
             note(f"remuda: {command[0]}: {error.strerror or error}")

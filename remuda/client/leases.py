@@ -71,6 +71,10 @@ class Lease:
         self._callbacks: list[Callable[[], object]] = []
         context.leases.hold(self)
 
+    def data(self) -> str:
+        """Return what `cmd_new` of the `command` provider printed of the VM; "" for other VMs."""
+        return self._context.read(lambda c: models.data(c, self.id, self.token))
+
     def renew(self) -> None:
         """Extend it by its ttl from now; raises StaleHolder when it is over."""
         began = time.monotonic()

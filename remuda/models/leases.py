@@ -114,6 +114,19 @@ def held(connection: Connection, lease_id: int) -> dict[str, Any] | None:
     return dict(found[0]) if found else None
 
 
+def data(connection: Connection, lease_id: int, token: UUID | str) -> str:
+    """Return what the hook that made the lease's VM printed; "" if none did, or the lease is over."""
+    found = connection.scalar(
+        text(
+            """SELECT c.output FROM leases l JOIN vms v ON v.id = l.vm_id
+               JOIN command_vms c ON c.token = CAST(v.token AS text)
+               WHERE l.id = :id AND l.token = CAST(:token AS uuid) AND l.released_at IS NULL"""
+        ),
+        {"id": lease_id, "token": str(token)},
+    )
+    return str(found or "")
+
+
 def renew(connection: Connection, lease_id: int, token: UUID | str, *, ttl_s: float) -> datetime:
     """Extend the lease to `ttl_s` seconds from now; return when that is.
 

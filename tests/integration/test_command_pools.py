@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from click.testing import CliRunner
 
 from remuda import Client, JobSpec, NoResources
+from remuda.cli import connect
+from remuda.cli.app import root
 from remuda.errors import BadInput, TransientProviderError
-from remuda.models import vm_life, watches
+from remuda.models import leases, vm_life, watches
 from remuda.tasks.machines import terminate_vm
 from remuda.workers.onvm.commands import stop
 from tests.integration.yard import Yard, yard
@@ -40,7 +45,10 @@ def test_a_board_from_its_hook_to_its_end(yard: Yard, tmp_path: Path) -> None:
         assert (lease.vm.address, lease.vm.port) == ("", None)  # above all not this machine
         name = lease.vm.details["name"]
         assert (tmp_path / name).is_dir()
+        assert lease.data() == "board=0\n"
+        assert yard.runtime.transact(lambda c: leases.data(c, lease.id, uuid4())) == ""
         lease.release()
+        assert lease.data() == ""
         # Nobody listens to it, and nobody takes its silence for death.
         yard.sql("UPDATE vms SET heartbeat_at = now() - interval '1 day'")
         runtime = yard.runtime
@@ -61,6 +69,28 @@ def test_a_board_from_its_hook_to_its_end(yard: Yard, tmp_path: Path) -> None:
         assert terminate_vm(runtime, vm)
         assert not (tmp_path / name).exists()
         assert client.vm(vm).error == "it burns"
+
+
+@pytest.mark.parametrize("printed", ["address=10.0.0.7\nvnc=5901\n", "board=7\n", ""])
+def test_the_command_of_a_lease_has_what_the_hook_printed(
+    yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str
+) -> None:
+    monkeypatch.setenv("REMUDA_VM_DATA", "of another lease")
+    (tmp_path / "printed").write_text(printed)
+    hooks = {"cmd_new": f"cat {tmp_path}/printed", "cmd_delete": "true"}
+    with Client(yard.runtime.settings, owner="alice") as client:
+        pool = client.create_pool("boards", provider="command", backend="none", settings=hooks)
+        pool.submit()
+        yard.pool_id = pool.id
+        [vm] = yard.vms()
+        assert yard.launch(vm)["state"] == "RUNNING"
+        monkeypatch.setattr(connect, "open_client", lambda: nullcontext(client))
+        told = f'printf %s "$REMUDA_VM_DATA." > {tmp_path}/told'
+        words = ["acquire", "--pool", "boards"]
+        done = CliRunner().invoke(root, [*words, "--", "sh", "-c", told])
+        assert (done.exit_code, done.output) == (0, "")
+        assert (tmp_path / "told").read_text() == f"{printed}."
+        assert "DATA" not in CliRunner().invoke(root, words).output
 
 
 def test_a_vm_from_a_hook_is_reached_by_ssh(yard: Yard, tmp_path: Path) -> None:
