@@ -39,6 +39,18 @@ class When(Duration):
             return timedelta(seconds=super().convert(value, param, ctx))
         return found if found.tzinfo else found.replace(tzinfo=UTC)
 
+    def complaint(self, text: str) -> str:
+        """Return that it is neither, and what is wrong with what looks like a time."""
+        why = ""
+        try:
+            datetime.fromisoformat(text[:40])
+        except ValueError as error:
+            why = "" if str(error).startswith("Invalid isoformat") else f": {error}"
+        return (
+            "is neither a duration such as 90s, 10m, 1h30m or 2d"
+            f" nor a time such as 2026-01-31T12:00{why}"
+        )
+
 
 @click.command("history", cls=Command, short_help="Plot VMs and jobs over time.")
 @click.option(

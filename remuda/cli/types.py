@@ -90,11 +90,14 @@ class Duration(_ParamType):
             if sizes == sorted(set(sizes), reverse=True):
                 seconds = sum(number * _SECONDS[unit] for number, unit in parts)
         if math.isnan(seconds):
-            message = f"{_shown(value)} is not a duration; write it as 90s, 10m, 1h30m or 2d"
-            self.fail(message, param, ctx)
+            self.fail(f"{_shown(value)} {self.complaint(text)}", param, ctx)
         if seconds > MAX_DURATION_S or (seconds == 0 and not self.zero):
             self.fail(f"{_shown(value)} is out of range", param, ctx)
         return seconds
+
+    def complaint(self, text: str) -> str:
+        """Return what is wrong with text that cannot be read."""
+        return "is not a duration; write it as 90s, 10m, 1h30m or 2d"
 
 
 class Span(Duration):
@@ -113,7 +116,8 @@ class Span(Duration):
             try:
                 return span_of("it", value, most_s=MAX_DURATION_S) or 0.0
             except BadInput:
-                self.fail(f"{_shown(value)} is not d.hh:mm:ss or hh:mm:ss", param, ctx)
+                message = "is neither d.hh:mm:ss or hh:mm:ss nor a duration such as 10m or 1h30m"
+                self.fail(f"{_shown(value)} {message}", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -91,6 +91,27 @@ def test_what_cannot_be_asked_for(client: FakeClient, words: str) -> None:
     assert (remuda(*words.split()).exit_code, client.calls) == (2, [])
 
 
+@pytest.mark.parametrize("option", ["--since", "--until"])
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("2026-13-45", ": month must be in 1..12"),
+        ("2026-02-30", ": day is out of range for month"),
+        ("2026-01-31T25:00", ": hour must be in 0..23"),
+        ("2026-1-1", ""),
+        ("yesterday", ""),
+    ],
+)
+def test_what_is_neither_a_time_nor_a_duration(
+    client: FakeClient, option: str, given: str, why: str
+) -> None:
+    result = remuda(option, given)
+    told = " ".join(result.stderr.replace("\u2502", " ").split())
+    neither = f"'{given}' is neither a duration such as 90s, 10m, 1h30m or 2d nor a time such as"
+    assert f"{neither} 2026-01-31T12:00{why}" in told
+    assert (result.exit_code, client.calls) == (2, [])
+
+
 def test_json_csv_and_a_table(client: FakeClient) -> None:
     words = ["--metric", "running_vms", "--by", "pool"]
     [found] = json.loads(remuda(*words, "--json").stdout)

@@ -13,6 +13,7 @@ from remuda.cli.types import (
     JOB_STATES,
     MAX_IDS,
     SIZE,
+    SPAN,
     VM_STATES,
     Assignment,
     Indices,
@@ -73,6 +74,12 @@ def test_durations(text: str, seconds: float) -> None:
 def test_no_durations(text: str) -> None:
     with pytest.raises(click.BadParameter):
         DURATION.convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["24:00:00", "1h:30", "1:00"])
+def test_no_spans(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="nor a duration"):
+        SPAN.convert(text, None, None)
 
 
 def test_zero_duration_where_it_means_something() -> None:
