@@ -49,8 +49,8 @@ class Check:
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, providers: bool, as_json: bool) -> None:
-    """Check settings, folders, database, clocks, broker, queues, worker, beat, pools, keys and
-    secrets.
+    """Check settings, folders, database, clocks, broker, queues, worker, beat, pools, VMs, keys
+    and secrets.
 
     Each line is ok, warn or fail and says what to do. Exits with 1 if anything fails. Starts
     nothing. With --providers it asks clouds and hosts too: do that where workers run.
@@ -169,6 +169,7 @@ def _database(settings: Settings, *, providers: bool) -> Iterator[Check]:
             if schema.status == "ok":
                 yield _guarded("beat", lambda: _beat(engine, settings))
                 yield _guarded("pools", lambda: Check("pools", *doctor_more.pools(engine)))
+                yield _guarded("VMs", lambda: Check("VMs", *doctor_more.unended(engine)))
                 yield _guarded("keys", lambda: Check("keys", *doctor_more.keys(engine)))
                 yield _guarded(
                     "secrets", lambda: Check("secrets", *doctor_more.secrets(engine, settings))

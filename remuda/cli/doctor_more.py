@@ -1,4 +1,4 @@
-"""What `remuda doctor` finds once all answers: queues nobody serves, pools in trouble, keys, providers."""
+"""What `remuda doctor` finds once all answers: queues, pools and VMs in trouble, keys, providers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remuda.cli import health
-from remuda.cli.output import count
+from remuda.cli.output import count, format_duration
 from remuda.errors import RemudaError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 1000  # messages; they are wake-ups, handled in milliseconds
 _PROVIDER_S = 10.0
+_MOST = 5  # of one kind are told by name
 
 
 class Finding(NamedTuple):
@@ -59,8 +60,34 @@ def pools(engine: Engine) -> Finding:
     bad = [row for row in found if row["paused"] or row["state"] == "FAILURE"]
     if not bad:
         return Finding("ok", f"{count(len(found), 'open pool')}, none in trouble")
-    told = "; ".join(f"{row['name']}: {row['message'] or row['state']}" for row in bad[:5])
+    told = "; ".join(f"{row['name']}: {row['message'] or row['state']}" for row in bad[:_MOST])
     return Finding("warn", told, "`remuda pool show NAME` tells more")
+
+
+def unended(engine: Engine) -> Finding:
+    """Say which VMs' machines their providers do not end, for how long, and why."""
+    from remuda.models.vm_life import UNENDED
+
+    found = health.query(
+        engine,
+        f"""SELECT name, split_part(error, '{UNENDED}', 2) AS why,
+                   extract(epoch FROM now() - state_changed_at)::float8 AS since_s
+            FROM vms WHERE state <> 'HALTED' AND strpos(error, '{UNENDED}') > 0
+            ORDER BY state_changed_at, id""",
+    )
+    if not found:
+        return Finding("ok", "all end that are to end")
+    told = "; ".join(
+        f"{row['name']}, stopping for {format_duration(row['since_s'])}: {row['why'][:200]}"
+        for row in found[:_MOST]
+    )
+    more = f"; and {len(found) - _MOST} more" if len(found) > _MOST else ""
+    return Finding(
+        "warn",
+        f"{count(len(found), 'VM')} cannot be ended: {told}{more}",
+        "mend what the provider says, it is tried again until it succeeds; till then the machine may"
+        " run on, and cost: `remuda vm show NAME`",
+    )
 
 
 def keys(engine: Engine) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import text
 
-from remuda.cli import doctor_more, health, processes
+from remuda.cli import doctor, doctor_more, health, processes
 from remuda.cli.app import root
+from remuda.models import machines, vm_life
+from remuda.models.states import VmState
+from tests.integration.builders import make_vms
 from tests.integration.workbench import Workbench
 
 
@@ -32,6 +36,46 @@ def test_a_pool_that_pauses_is_told(bench: Workbench) -> None:
     status, detail, advice = doctor_more.pools(bench.engine)
     assert (status, detail) == ("warn", "sim: the quota is used up")
     assert "pool show" in advice
+
+
+def test_vms_that_cannot_be_ended_are_told(bench: Workbench) -> None:
+    pool = bench.pool("sim", vms=0)
+    with bench.engine.begin() as connection:
+        vms = make_vms(connection, pool, 8)
+    assert doctor_more.unended(bench.engine) == ("ok", "all end that are to end", "")
+    with bench.engine.begin() as connection:
+        names = connection.scalars(text("SELECT name FROM vms ORDER BY id")).all()
+        connection.execute(text("UPDATE vms SET error = 'it burns' WHERE id = :vm"), {"vm": vms[0]})
+        for vm in vms[:2]:
+            vm_life.move_vm(connection, vm, VmState.STOPPING)
+            machines.note_unended(connection, vm, "cmd_delete ended with exit code 1")
+        connection.execute(text("UPDATE vms SET state_changed_at = now() - interval '2 hours'"))
+    status, detail, advice = doctor_more.unended(bench.engine)
+    why = "stopping for 2h: cmd_delete ended with exit code 1"
+    assert (status, detail) == (
+        "warn",
+        f"2 VMs cannot be ended: {names[0]}, {why}; {names[1]}, {why}",
+    )
+    assert "vm show" in advice
+    with bench.engine.begin() as connection:
+        for vm in vms[2:]:
+            vm_life.move_vm(connection, vm, VmState.STOPPING)
+            machines.note_unended(connection, vm, "no")
+    assert doctor_more.unended(bench.engine).detail.endswith("; and 3 more")
+    with bench.engine.begin() as connection:
+        for vm in vms:
+            vm_life.move_vm(connection, vm, VmState.HALTED)
+    assert doctor_more.unended(bench.engine).status == "ok"
+
+
+def test_the_doctor_looks_for_vms_that_cannot_be_ended(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = doctor_more.Finding("warn", "1 VM cannot be ended")
+    monkeypatch.setattr(doctor_more, "unended", lambda _: finding)
+    monkeypatch.setattr(health, "database", lambda _: nullcontext(bench.engine))
+    found = {check.name: check for check in doctor._database(bench.settings, providers=False)}
+    assert (found["VMs"].status, found["VMs"].detail) == finding[:2]
 
 
 def test_keys_are_private_or_elsewhere(bench: Workbench, tmp_path: Path) -> None:
