@@ -1,5 +1,7 @@
 """Metrics for Prometheus: `remuda metrics` serves them.
 
 families    rows of `remuda.models.measuring` → metric families (pure)
-collector   what a scrape reads: the database, the broker, this machine's processes
+collector   what a scrape reads of the system: the database and the broker
+
+`remuda.tasks.serving` has what workers serve too: the figures of a machine's processes.
 """
