@@ -9,6 +9,7 @@ import click
 
 from remuda.cli.offers_file import OffersFile
 from remuda.cli.pool_sizing import PoliciesFile
+from remuda.cli.provider_setting import ProviderSetting
 from remuda.cli.types import (
     DURATION,
     DURATION_OR_ZERO,
@@ -397,8 +398,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--setting",
-        type=JsonValue(),
+        type=ProviderSetting(),
         multiple=True,
-        help="A setting of its provider; values that are JSON are read as such. Repeatable.",
+        help="A setting of its provider; JSON, or text as it is. Repeatable.",
     ),
 ]

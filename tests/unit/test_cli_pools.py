@@ -30,7 +30,7 @@ def test_a_pool_of_fixed_size_with_everything(client: FakeClient) -> None:
     result = remuda(
         "pool create fix --provider ec2 --image ubuntu --backend ssh --vms 2 --memory-per-vm 4G"
         " --isolation owner --heartbeat 2s --stalling-interval 1m --tag a --tag b"
-        " --setting region=eu-1 --setting spot=true --no-submit --json"
+        " --setting region=1 --setting spot=true --no-submit --json"
     )
     assert result.exit_code == 0
     assert [pool["state"] for pool in json.loads(result.stdout)] == ["UNSUBMITTED"]
@@ -44,7 +44,7 @@ def test_a_pool_of_fixed_size_with_everything(client: FakeClient) -> None:
         "heartbeat_s": 2.0,
         "stalling_interval_s": 60.0,
         "tags": ["a", "b"],
-        "settings": {"region": "eu-1", "spot": True},
+        "settings": {"region": "1", "spot": True},
     }
 
 

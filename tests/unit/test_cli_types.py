@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
+from remuda.cli.provider_setting import ProviderSetting
 from remuda.cli.types import (
     DURATION,
     DURATION_OR_ZERO,
@@ -151,3 +152,27 @@ def test_the_states_are_those_of_the_models() -> None:
     assert list(JOB_STATES) == [str(state) for state in JobState]
     assert list(VM_STATES) == [str(state) for state in VmState]
     assert set(ISOLATIONS) == {"shared", "owner", "sandbox", "single_use"}
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("cmd_delete=true", "true"),
+        ("cmd_livecheck=false", "false"),
+        ("cmd_new=/srv/new --size=2", "/srv/new --size=2"),
+        ('cmd_new=["/srv/new", "2"]', ["/srv/new", "2"]),
+        ('cmd_delete="true"', "true"),
+        ("flavor=1.10", "1.10"),
+        ("launch_template_version=3", "3"),
+        ("uri=1", "1"),
+        ("spot=true", True),
+        ("port=22", 22),
+        ("memory_bytes=1048576", 1048576),
+        ("new_timeout_s=5", 5),
+        ("flavor=null", None),
+        ("delete=true", True),
+        ("of_a_plugin=true", True),
+    ],
+)
+def test_settings_of_providers(given: str, read: object) -> None:
+    assert ProviderSetting().convert(given, None, None) == (given.partition("=")[0], read)
