@@ -105,21 +105,22 @@ def acquire(
         raise click.UsageError("say which pools: --pool, or --tag for any that has it")
     if as_json and command:
         raise click.UsageError("--json is for an acquisition without a command")
-    with connect.open_client() as client:
-        with _Interrupted():
-            lease = client.acquire(
-                pools=list(pools) or None,
-                slots=None if whole_vm else slots,
-                timeout=timeout,
-                ttl_s=ttl,
-                labels=dict(labels),
-                **wanted,
-            )
-        if not command:
+    with connect.open_client() as client, _Signals() as signals:
+        lease = client.acquire(
+            pools=list(pools) or None,
+            slots=None if whole_vm else slots,
+            timeout=timeout,
+            ttl_s=ttl,
+            labels=dict(labels),
+            pause=signals.pause,
+            **wanted,
+        )
+        if not command and not signals.number:
             _told(lease, as_json=as_json)
             return
         with lease:
-            code = _Held(lease).run(command)
+            signals.act()
+            code = _Held(lease, signals).run(command)
     ctx.exit(code)
 
 
@@ -156,29 +157,55 @@ def _told(lease: Lease, *, as_json: bool) -> None:
     )
 
 
-class _Interrupted:
-    """While a VM is waited for: TERM and HUP end the wait as Ctrl-C does, and withdraw the request."""
+class _Signals:
+    """Signals that come before there is a command: they end the wait for a VM, and nothing else.
 
-    def __enter__(self) -> None:
-        self._before = {}
+    Anywhere else their exceptions would strike in the middle of a query.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0  # of the one that came
+        self._waits = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGHUP):
+            for number in _PASSED_ON:
                 self._before[number] = signal.signal(number, self._on)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    @staticmethod
-    def _on(number: int, _frame: FrameType | None) -> None:
-        raise click.exceptions.Exit(128 + number)
+    def pause(self, event: threading.Event, seconds: float) -> None:
+        """Wait for the event; a signal, before or meanwhile, ends it as it is to end us."""
+        self._waits = True
+        try:
+            self.act()
+            event.wait(seconds)
+        finally:
+            self._waits = False
+
+    def act(self) -> None:
+        """End if a signal came."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.number:
+            raise click.exceptions.Exit(128 + self.number)
+
+    def _on(self, number: int, _frame: FrameType | None) -> None:
+        self.number = number
+        if self._waits:
+            self.act()
 
 
 class _Held:
     """A command that runs as long as its lease is held."""
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, lease: Lease, signals: _Signals) -> None:
         self._lease = lease
+        self._signals = signals
         self._process: subprocess.Popen[bytes] | None = None
         self._killer: threading.Timer | None = None
         self._early: list[int] = []  # signals that came before there was a process
@@ -188,6 +215,7 @@ class _Held:
         before = {}
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
+        self._early += [self._signals.number] if self._signals.number else []
         try:
             return self._run(command)
         finally:

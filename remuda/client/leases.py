@@ -152,10 +152,20 @@ def release(context: Context, lease_id: int, token: str) -> bool:
     return released.done
 
 
-def acquire(context: Context, wanted: Wanted, *, timeout_s: float | None) -> Lease:
+Pause = Callable[[threading.Event, float], object]  # until the event is set, for so many seconds
+
+
+def acquire(
+    context: Context,
+    wanted: Wanted,
+    *,
+    timeout_s: float | None,
+    pause: Pause = threading.Event.wait,
+) -> Lease:
     """Lease what is wanted; with a time-out wait for it, the pools growing meanwhile.
 
-    Raises NoVmAvailable with the reason, Refused when it can never be.
+    What `pause` raises ends the wait, and the request is withdrawn. Raises NoVmAvailable with the
+    reason, Refused when it can never be.
     """
     began = time.monotonic()
     token = uuid4()
@@ -178,7 +188,7 @@ def acquire(context: Context, wanted: Wanted, *, timeout_s: float | None) -> Lea
         return Lease(context, row, ttl_s=wanted.ttl_s)
     answer = context.commit(lambda c: lease_requests.request(c, wanted, wait_s=timeout_s))
     if answer.waits is not None:
-        answer = _waited(context, answer.waits, deadline=began + (timeout_s or 0.0))
+        answer = _waited(context, answer.waits, pause, deadline=began + (timeout_s or 0.0))
     if answer.lease is not None:
         return Lease(context, answer.lease, ttl_s=wanted.ttl_s)
     if answer.refused:
@@ -190,13 +200,13 @@ def acquire(context: Context, wanted: Wanted, *, timeout_s: float | None) -> Lea
     )
 
 
-def _waited(context: Context, request_id: int, *, deadline: float) -> Answer:
+def _waited(context: Context, request_id: int, pause: Pause, *, deadline: float) -> Answer:
     """Return what came of a request by its deadline; it is gone then."""
     event = context.leases.watch(request_id)
     left = deadline - time.monotonic()
     try:
         while left > 0:
-            event.wait(min(left, _POLL_S))
+            pause(event, min(left, _POLL_S))
             event.clear()
             left = deadline - time.monotonic()
             if left > 0:

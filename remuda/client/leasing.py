@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,13 +42,15 @@ class Leasing:
         task_id: str | None = None,
         build_id: str | None = None,
         labels: Mapping[str, str] | None = None,
+        pause: leases.Pause = threading.Event.wait,
     ) -> leases.Lease:
         """Lease `slots` of a VM without a job (None: a whole VM), from the first pool that has one.
 
         `tags`: only pools that have all of them, those first that prefer them most; `pools` None:
         any pool with them. It renews itself until released; without that it ends after `ttl_s`.
         `timeout`: how long to wait, in seconds, the pools growing meanwhile; None: not at all; of
-        those who wait higher `priority` comes first, then who came first. Raises NoVmAvailable with
+        those who wait higher `priority` comes first, then who came first. `pause` does the waiting:
+        for an event, some seconds; what it raises withdraws the request. Raises NoVmAvailable with
         the reason, UnknownPool, Refused when a pool is not open or it can never be had.
         """
         wanted_tags = tags_of(tags)
@@ -67,7 +70,7 @@ class Leasing:
             holder=f"{socket.gethostname()}:{os.getpid()}",
         )
         wait_s = None if timeout is None else seconds("timeout", timeout, most=MAX_TTL_S, zero=True)
-        return leases.acquire(self._context, wanted, timeout_s=wait_s)
+        return leases.acquire(self._context, wanted, timeout_s=wait_s, pause=pause)
 
     def release_lease(self, lease_id: int, token: str) -> bool:
         """End a lease by its fencing token; False if it was over, or the token is another's."""
