@@ -23,7 +23,8 @@ from remuda.cli.output import (
     print_rows,
     printable,
 )
-from remuda.cli.pool_options import elastic_changes, elastic_of, fields_of, pool_options
+from remuda.cli.pool_elastic import elastic_changes, elastic_of
+from remuda.cli.pool_options import fields_of, pool_options
 from remuda.cli.records import pool_record, pool_size
 from remuda.cli.types import DURATION_OR_ZERO, Assignment, json_option
 from remuda.timespan import span_text

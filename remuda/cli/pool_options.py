@@ -21,14 +21,10 @@ from remuda.cli.types import (
     JsonValue,
     inputs_of,
 )
-from remuda.policies import ElasticSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # The local provider makes a VM in a moment, a cloud takes a minute: how often it pays to look.
-_LOCAL_PERIOD_S = 1.0
-_PERIOD_S = 90.0
-
 _FIELDS = {
     "shortname": "shortname",
     "completion_ttl": "completion_ttl",
@@ -67,14 +63,6 @@ _FIELDS = {
     "dead_man": "dead_man_s",
     "dead_man_command": "dead_man_command",
     "reboot_command": "reboot_command",
-}
-_ELASTIC = {
-    "min_slots": ("minimum_total_slots", "elastic_minimum_slots"),
-    "max_slots": ("maximum_total_slots", "elastic_maximum_slots"),
-    "min_idle_slots": ("minimum_idle_slots", "elastic_minimum_idle_slots"),
-    "idle_time": ("minimum_idle_time_seconds", "elastic_minimum_idle_time_s"),
-    "resize_factor": ("resize_factor", "elastic_resize_factor"),
-    "resize_period": ("resize_period", "elastic_resize_period_s"),
 }
 
 
@@ -124,45 +112,11 @@ def _access(options: Mapping[str, Any]) -> dict[str, list[str]] | None:
     return given if any(given.values()) else None
 
 
-def elastic_of(options: Mapping[str, Any], *, provider: str) -> dict[str, Any]:
-    """Return the arguments of `setup_elastic` for a new pool; empty if it is to be of fixed size.
-
-    Raises BadInput.
-    """
-    given = _given(options)
-    if not given:
-        return {}
-    if "max_slots" not in given:
-        raise click.UsageError("an elastic pool needs --max-slots")
-    if given.get("min_slots", 0) > given["max_slots"]:
-        raise click.UsageError("--min-slots is above --max-slots")
-    given.setdefault("resize_period", _LOCAL_PERIOD_S if provider == "local" else _PERIOD_S)
-    elastic = {_ELASTIC[name][0]: value for name, value in given.items()}
-    ElasticSettings(**elastic)  # before there is a pool, that a refused one leaves nothing behind
-    return elastic
-
-
-def elastic_changes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the elastic fields to change; --vms makes a pool one of fixed size, the others not."""
-    given = _given(options)
-    if given:
-        return {"is_elastic": True, **{_ELASTIC[name][1]: v for name, v in given.items()}}
-    return {"is_elastic": False} if options["vms"] is not None else {}
-
-
 def _priorities(pairs: Sequence[tuple[str, str]]) -> dict[str, int]:
     try:
         return {tag: int(value) for tag, value in pairs}
     except ValueError:
         raise click.BadParameter("a priority is a whole number: TAG=10") from None
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    given = {name: options[name] for name in _ELASTIC if options[name] is not None}
-    if given and options["vms"] is not None:
-        first = f"--{next(iter(given)).replace('_', '-')}"
-        raise click.UsageError(f"--vms is for a pool of fixed size, {first} for an elastic one")
-    return given
 
 
 _SLOTS = click.IntRange(0)

@@ -12,7 +12,7 @@ import click
 from remuda.cli import connect
 from remuda.cli.base import Command
 from remuda.cli.output import Column, format_duration, print_json, print_rows
-from remuda.cli.pool_options import elastic_changes
+from remuda.cli.pool_elastic import elastic_changes
 from remuda.cli.pool_sizing import PoliciesFile
 from remuda.cli.types import DURATION, DURATION_OR_ZERO, SIZE, Assignment, json_option
 from remuda.errors import BadInput, ConfigError

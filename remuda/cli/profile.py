@@ -10,7 +10,8 @@ import click
 from remuda.cli import connect
 from remuda.cli.base import Command
 from remuda.cli.output import Column, print_details, print_json, print_rows
-from remuda.cli.pool_options import elastic_changes, fields_of, pool_options
+from remuda.cli.pool_elastic import elastic_changes
+from remuda.cli.pool_options import fields_of, pool_options
 from remuda.cli.types import json_option
 
 _COLUMNS = [
