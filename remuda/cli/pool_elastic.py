@@ -9,6 +9,7 @@ import click
 
 from remuda.policies import ElasticSettings
 
+# The local provider makes a VM in a moment, a cloud takes a minute: how often it pays to look.
 _LOCAL_PERIOD_S = 1.0
 _PERIOD_S = 90.0
 

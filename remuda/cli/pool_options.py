@@ -24,7 +24,6 @@ from remuda.cli.types import (
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# The local provider makes a VM in a moment, a cloud takes a minute: how often it pays to look.
 _FIELDS = {
     "shortname": "shortname",
     "completion_ttl": "completion_ttl",
