@@ -26,7 +26,7 @@ test:
 	@tools/system-packages test
 	@tools/environment .venv
 	@tools/libvirt-python .venv
-	@$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-pythons: env
 	@WORKERS=$(WORKERS) tools/other-pythons

@@ -116,7 +116,7 @@ class ResourceContract(ResultsContract):
             (make(), Reason.OK, 0, None, 0),
             (make(Act(exit_code=200)), Reason.NONZERO, 200, None, 200 << 8),
             (make(Act(signal=12)), Reason.SIGNALLED, None, 12, 12),
-            (make(LONG, walltime_s=0.1), Reason.WALLTIME, None, 15, 122),
+            (make(LONG, walltime_s=1.0), Reason.WALLTIME, None, 15, 122),
             (make(outputs=["none"]), Reason.STAGING, 0, None, 123),
         ]
         for app, reason, code, signal, returncode in cases:
